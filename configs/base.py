@@ -1,0 +1,110 @@
+"""Every field of a run, with what it means. An experiment states only its differences.
+
+Each field is an absl flag: --config.objective.name=grpo. A misspelt one fails and
+names the nearest. `None` in an optional field is written --config.FIELD=None.
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+
+def _optional(value, kind):
+  """Return a field that holds `kind` or None."""
+  return config_dict.FieldReference(value, field_type=kind)
+
+
+def get_config() -> ConfigDict:
+  """Return the defaults: the paper's setting where it has one (D.1 to D.3)."""
+  config = ConfigDict()
+  config.seed = 0  # decides problems, initial weights, samples
+  config.num_steps = 100  # iterations: sample, verify, update
+  config.init_from = ''  # run folder whose newest policy to start from; '' for none
+
+  # Batch words. B prompts, K responses each; E epochs over minibatches of whole groups.
+  config.prompts_per_step = 128  # B
+  config.samples_per_prompt = 8  # K
+  config.updates_per_step = 2  # minibatches per epoch
+  config.epochs = 1  # E
+  config.micro_prompts = 0  # groups whose gradient is taken at once; 0: the minibatch
+  config.micro_responses = 0  # their responses taken at once; 0: all K (else two passes)
+
+  config.task = ConfigDict()
+  config.task.name = 'countdown'  # a task of lpo_jax/tasks
+  config.task.options = ConfigDict()  # its keyword arguments
+
+  config.policy = ConfigDict()
+  config.policy.name = 'countdown_small'  # a preset of configs/models.py
+  config.policy.tokenizer = 'countdown'  # embedded vocabulary, or a tokenizer's folder
+  config.policy.dtype = 'float32'  # activations and matmuls
+  config.policy.param_dtype = 'float32'  # weights and moments
+  config.policy.remat = 'none'  # none, dots or full: what the backward pass recomputes
+
+  config.mesh = ConfigDict()
+  config.mesh.shape = (1, 1, 1)  # devices along each axis
+  config.mesh.axes = ('data', 'fsdp', 'tensor')
+
+  config.warmstart = ConfigDict()
+  config.warmstart.steps = 0  # supervised steps on demonstrations before step 0
+  config.warmstart.batch = 128  # demonstrations a step
+  config.warmstart.learning_rate = 1.5e-3
+  config.warmstart.warmup_steps = 100
+  config.warmstart.b2 = 0.98
+  config.warmstart.weight_decay = 0.01
+  config.warmstart.clip_norm = 1.0
+
+  config.sampling = ConfigDict()
+  config.sampling.temperature = 1.0  # of pi_b, and so of pi: both sides
+  config.sampling.max_new_tokens = 1024  # N; longer responses are cut
+  config.sampling.prompt_buckets = (64, 128, 256, 512, 1024)  # allowed widths P
+  config.sampling.chunk = 128  # tokens between two compactions of finished rows
+  config.sampling.top_k = 0  # 0 keeps every token
+  config.sampling.top_p = 1.0  # 1 keeps every token
+  config.sampling.allow_truncated = False  # train although top_k or top_p cut pi_b
+  config.sampling.unroll = True  # unroll layers in decode (faster; copies the weights)
+
+  config.objective = ConfigDict()
+  config.objective.name = 'lpo_fwd'  # see lpo_jax/objective.py
+  config.objective.score = 'mean'  # listwise score: mean or sum of token log-ratios
+  config.objective.token_clip = _optional(0.2, float)  # None: the pure projection
+  config.objective.skip_flat_groups = False  # leave out groups of equal rewards
+  config.objective.alpha = 0.5  # of lpo_alpha
+  config.objective.clip_low = _optional(None, float)  # None: the method's own
+  config.objective.clip_high = _optional(None, float)
+  config.objective.aggregation = _optional(None, str)  # of tokens; None: the method's
+  config.objective.behavior = 'learner'  # who says log pi_b: learner again, or sampler
+  config.objective.logprob_chunk = 0  # positions whose logits exist at once; 0: all
+  config.objective.temperature = ConfigDict()
+  config.objective.temperature.rule = 'group_std'  # tau, see simplex/temperature.py
+  config.objective.temperature.value = 1.0  # tau, its multiplier, or the KL or ESS
+
+  config.optimizer = ConfigDict()
+  config.optimizer.learning_rate = 1e-6
+  config.optimizer.warmup_steps = 0  # updates
+  config.optimizer.schedule = 'constant'  # constant, cosine or linear
+  config.optimizer.decay_steps = 0  # updates; of cosine and linear
+  config.optimizer.final_fraction = 0.1  # of learning_rate after the decay
+  config.optimizer.b1 = 0.9
+  config.optimizer.b2 = 0.999
+  config.optimizer.eps = 1e-8
+  config.optimizer.weight_decay = 0.1
+  config.optimizer.clip_norm = _optional(1.0, float)  # None: no clipping
+  config.optimizer.max_skipped_steps = 10  # non-finite updates in a row before stopping
+
+  config.eval = ConfigDict()
+  config.eval.every = 20  # steps; also before the first and after the last
+  config.eval.problems = 256  # of the test split
+  config.eval.samples = 16  # responses to each
+  config.eval.final_samples = 64  # the same, before the first step and after the last
+  config.eval.temperature = 1.0
+  config.eval.pass_at = (1, 2, 4, 8, 16, 32, 64)  # k of pass@k, up to the samples
+
+  config.checkpoint = ConfigDict()
+  config.checkpoint.every = 20  # steps
+  config.checkpoint.keep = 2  # newest kept, beside the best
+  config.checkpoint.best_metric = ''  # also keep the best by this val/ metric
+
+  config.log = ConfigDict()
+  config.log.groups_every = 20  # steps between looks inside: rollouts/ and certificate
+  config.log.groups = 8  # groups written at each look
+  config.log.tensorboard = True
+  config.log.watchdog_s = 600.0  # name the phase that lasts longer
+  return config

@@ -1,0 +1,67 @@
+"""LPO, forward KL at GRPO's temperature, Countdown, a small policy from scratch.
+
+python -m lpo_jax.main --config=experiments/countdown.py --workdir=/tmp/countdown
+
+Variants, as experiments/countdown.py:NAME
+  small   3 numbers in 1..20, targets 1..50; 250 warm-start steps, 120 iterations
+  long    the same for 1000 iterations, where LPO should be judged
+  n34     3 to 4 numbers
+  tiny    seconds long, for tests: the same path, nothing learned
+"""
+
+from configs import base
+
+VARIANTS = ('small', 'long', 'n34', 'tiny')
+
+
+def get_config(variant: str = 'small'):
+  """Return the configuration of one variant."""
+  if variant not in VARIANTS:
+    raise ValueError(f'unknown variant {variant!r}: choose one of {VARIANTS}')
+  config = base.get_config()
+  config.task.options.update(
+    min_numbers=3, max_numbers=3, max_number=20, max_target=50, max_intermediate=99,
+    format='compact', format_reward=0.0, test_size=256)
+  config.policy.name = 'countdown_small'
+  config.warmstart.steps = 250
+  config.num_steps = 120
+  config.prompts_per_step = 64
+  config.updates_per_step = 2
+  config.micro_prompts = 8
+  config.sampling.max_new_tokens = 20
+  config.sampling.prompt_buckets = (8,)
+  config.objective.skip_flat_groups = True
+  config.optimizer.learning_rate = 1.5e-4
+  config.optimizer.warmup_steps = 8
+  config.optimizer.b2 = 0.95
+  config.optimizer.weight_decay = 0.0
+  config.eval.every = 20
+  config.checkpoint.every = 20
+  config.checkpoint.best_metric = 'val/countdown/mean@16'
+  if variant == 'long':
+    config.num_steps = 1000
+    config.eval.every = 100
+    config.checkpoint.every = 100
+    config.log.groups_every = 50
+  if variant == 'n34':
+    config.task.options.max_numbers = 4
+    config.sampling.max_new_tokens = 32
+  if variant == 'tiny':
+    tiny(config)
+  return config
+
+
+def tiny(config):
+  """Shrink a configuration until it runs in seconds."""
+  config.policy.name = 'countdown_tiny'
+  config.warmstart.steps = 4
+  config.warmstart.batch = 16
+  config.warmstart.warmup_steps = 2
+  config.num_steps = 4
+  config.prompts_per_step = 8
+  config.samples_per_prompt = 4
+  config.micro_prompts = 4
+  config.eval.update(every=2, problems=8, samples=4, final_samples=4)
+  config.checkpoint.every = 2
+  config.checkpoint.best_metric = 'val/countdown/mean@4'
+  config.log.update(groups_every=2, groups=2)

@@ -1,0 +1,283 @@
+"""Save and restore a training state: atomic, asynchronous, verified.
+
+Orbax writes each step to a temporary folder and renames it, so a killed save is
+never seen. It does not notice a flipped byte in an array, so beside the arrays
+stands a manifest of shapes, dtypes and fingerprints. A pytree is stored as a flat
+dict 'path/with/slashes' -> array: no container leaves a trace in the file, and
+the sharding of the state given to `restore` decides where the arrays land.
+"""
+
+import dataclasses
+import json
+import math
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from jax.experimental import multihost_utils
+
+from lpo_jax import manifest
+
+STATE, MANIFEST = 'state', 'manifest'
+
+
+class DamagedError(RuntimeError):
+  """No checkpoint could be read back as it was written."""
+
+
+class Checkpointer:
+  """The checkpoints of one run, at `directory`/<step>."""
+
+  def __init__(
+    self,
+    directory: str,
+    keep_last: int = 2,
+    best_metric: str | None = None,
+    best_mode: str = 'max',
+    every: int = 1,
+  ):
+    """Open `directory`, creating it and clearing saves that a kill cut short.
+
+    Args:
+      directory: where the steps' folders stand.
+      keep_last: how many of the newest checkpoints are kept.
+      best_metric: also keep the best checkpoint by this entry of `save`'s metrics.
+      best_mode: 'max' or 'min': which value of `best_metric` is the best.
+      every: `save` acts at multiples of this step count, unless forced.
+
+    Raises:
+      ValueError: an argument is out of range.
+    """
+    if keep_last < 1 or every < 1:
+      raise ValueError(f'{keep_last=} and {every=} must be at least 1')
+    if best_mode not in ('max', 'min'):
+      raise ValueError(f"{best_mode=} must be 'max' or 'min'")
+    self.directory = pathlib.Path(directory).absolute()
+    self.messages = []  # what the last restore had to say, oldest first
+    self._best_metric, self._every = best_metric, every
+    self._policy = _LastAndBest(keep_last, best_mode, _read_scores(self.directory))
+    self._manager = ocp.CheckpointManager(
+      self.directory,
+      options=ocp.CheckpointManagerOptions(
+        preservation_policy=self._policy, cleanup_tmp_directories=True
+      ),
+    )
+
+  def due(self, step: int) -> bool:
+    """Return whether `save` acts at this step without being forced."""
+    return step % self._every == 0
+
+  def steps(self) -> list[int]:
+    """Return the steps that have a checkpoint, in ascending order."""
+    return sorted(self._manager.all_steps())
+
+  def latest_step(self) -> int | None:
+    """Return the newest checkpoint's step, or None."""
+    return max(self._manager.all_steps(), default=None)
+
+  def save(
+    self, step: int, state: Any, metrics: dict | None = None, force: bool = False
+  ) -> bool:
+    """Start saving `state`; return once its arrays may be donated.
+
+    Args:
+      step: finished iterations; names the checkpoint.
+      state: pytree of arrays.
+      metrics: name -> number; read for `best_metric`, where present and finite.
+      force: save although the step is not a multiple of `every`.
+
+    Returns:
+      Whether a save was started: not if it is not due or the step is saved already.
+
+    Raises:
+      Exception: what went wrong in the asynchronous save before this one.
+    """
+    if not (force or self.due(step)) or step in self._manager.all_steps():
+      return False
+    flat = manifest.flatten(state)
+    score = (metrics or {}).get(self._best_metric)
+    score = None if score is None or not math.isfinite(score) else float(score)
+    self._policy.scores.pop(step, None)
+    if score is not None:
+      self._policy.scores[step] = score
+    return self._manager.save(
+      step,
+      args=ocp.args.Composite(
+        **{
+          STATE: ocp.args.PyTreeSave(flat),
+          MANIFEST: ocp.args.JsonSave(manifest.describe(flat) | {'score': score}),
+        }
+      ),
+      force=True,
+    )
+
+  def wait(self) -> None:
+    """Block until the save under way is on disk; raise what went wrong in it."""
+    self._manager.wait_until_finished()
+
+  def close(self) -> None:
+    """Finish the save under way and release the threads."""
+    self._manager.close()
+
+  def restore(self, abstract_state: Any) -> tuple[Any, int] | None:
+    """Return the newest intact checkpoint and its step, or None if there is none.
+
+    Damaged checkpoints newer than the one returned are renamed to
+    damaged_<step>, so that the step can be saved again; `messages` says so.
+
+    Args:
+      abstract_state: pytree of arrays or of ShapeDtypeStructs with shardings; a
+        leaf without a sharding goes to the first device.
+
+    Raises:
+      manifest.MismatchError: the newest readable checkpoint has other arrays than
+        `abstract_state`; names them. Nothing was changed.
+      DamagedError: checkpoints exist and none is intact. Nothing was changed.
+    """
+    self.wait()
+    folders = [self.directory / str(step) for step in reversed(self.steps())]
+    if not folders:
+      return None
+    state, folder, self.messages = _newest_intact(folders, abstract_state, prefix='')
+    self._set_aside(folders[: folders.index(folder)])
+    return state, int(folder.name)
+
+  def _set_aside(self, folders: list[pathlib.Path]) -> None:
+    if not folders:
+      return
+    if jax.process_index() == 0:
+      for folder in folders:
+        names = [f'damaged_{folder.name}'] + [
+          f'damaged_{folder.name}_{copy}' for copy in range(1, 1000)
+        ]
+        free = (folder.with_name(n) for n in names if not folder.with_name(n).exists())
+        folder.rename(next(free))
+    if jax.process_count() > 1:
+      multihost_utils.sync_global_devices('checkpoint_set_aside')
+    self._manager.reload()
+
+
+def restore_params(path: str, abstract_params: Any, prefix: str = 'params') -> Any:
+  """Return the parameters stored in another run, read without changing it.
+
+  Args:
+    path: a run's workdir, its checkpoints folder, or one step's folder.
+    abstract_params: pytree of arrays or of ShapeDtypeStructs with shardings.
+    prefix: the field of the saved state that holds the parameters.
+
+  Raises:
+    FileNotFoundError: `path` holds no checkpoint.
+    manifest.MismatchError, DamagedError: as `Checkpointer.restore`.
+  """
+  folders = _step_folders(pathlib.Path(path).absolute())
+  if not folders:
+    raise FileNotFoundError(
+      f'no checkpoint at {path}: expected a run folder with checkpoints/<step>, '
+      'a folder of <step> folders, or one such folder'
+    )
+  return _newest_intact(folders, abstract_params, f'{prefix}/')[0]
+
+
+@dataclasses.dataclass
+class _LastAndBest:
+  """Which checkpoints Orbax preserves: its BestN forgets the scores at a restart."""
+
+  keep_last: int
+  best_mode: str
+  scores: dict[int, float]  # by step; only checkpoints that have one
+
+  def should_preserve(self, checkpoints, *, context):
+    steps = [checkpoint.step for checkpoint in checkpoints]
+    kept = set(sorted(steps)[-self.keep_last :])
+    scored = [step for step in sorted(steps) if step in self.scores]
+    if scored:
+      pick = max if self.best_mode == 'max' else min
+      kept.add(pick(scored, key=self.scores.get))
+    return [step in kept for step in steps]
+
+
+def _read_scores(directory: pathlib.Path) -> dict[int, float]:
+  scores = {}
+  for folder in _step_folders(directory):
+    try:
+      score = json.loads((folder / MANIFEST / 'metadata').read_text())['score']
+      scores[int(folder.name)] = float(score)
+    except (OSError, ValueError, TypeError, KeyError):
+      continue  # no score, or damaged: either way not known to be the best
+  return scores
+
+
+def _step_folders(path: pathlib.Path) -> list[pathlib.Path]:
+  if (path / STATE).is_dir():
+    return [path]
+  root = path / 'checkpoints' if (path / 'checkpoints').is_dir() else path
+  folders = [f for f in root.glob('*') if f.name.isdecimal() and f.is_dir()]
+  return sorted(folders, key=lambda folder: -int(folder.name))
+
+
+def _newest_intact(folders: list[pathlib.Path], abstract: Any, prefix: str):
+  """Return (tree, its folder, messages about those skipped), trying in order."""
+  failures = []
+  for folder in folders:
+    tree, reason = None, None
+    try:
+      tree = _read(folder, abstract, prefix)
+    except (manifest.MismatchError, MemoryError, PermissionError):
+      raise
+    except Exception as error:  # damage surfaces in Orbax even as plain Exception
+      reason = f'{type(error).__name__}: {str(error)[:300]}'
+    if _everywhere(reason is None):
+      messages = [f'fell back from {text}' for text in failures]
+      for message in messages:
+        logging.warning('%s; restored %s instead', message, folder)
+      return tree, folder, messages
+    failures.append(f'damaged checkpoint {folder} ({reason or "on another host"})')
+  raise DamagedError(
+    'no checkpoint is intact:\n  ' + '\n  '.join(failures) + '\nMove these folders '
+    'away to start from the beginning, or put back a copy of one of them.'
+  )
+
+
+def _everywhere(intact: bool) -> bool:
+  if jax.process_count() == 1:
+    return intact
+  return bool(np.all(multihost_utils.process_allgather(np.array(intact))))
+
+
+def _read(folder: pathlib.Path, abstract: Any, prefix: str) -> Any:
+  described = _reader(ocp.JsonCheckpointHandler(), folder / MANIFEST, None)
+  wanted = {prefix + name: leaf for name, leaf in manifest.flatten(abstract).items()}
+  manifest.check_structure(described, wanted, prefix, origin=str(folder))
+  stored = _read_arrays(folder, wanted)
+  manifest.check_bits(described, stored)
+  return jax.tree.unflatten(jax.tree.structure(abstract), list(stored.values()))
+
+
+def _read_arrays(folder: pathlib.Path, wanted: dict[str, Any]) -> dict[str, Any]:
+  first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  places = {
+    name: ocp.ArrayRestoreArgs(
+      sharding=getattr(leaf, 'sharding', None) or first,
+      global_shape=np.shape(leaf),
+      dtype=jnp.result_type(leaf),
+    )
+    for name, leaf in wanted.items()
+  }
+  item = {
+    name: jax.ShapeDtypeStruct(place.global_shape, place.dtype)
+    for name, place in places.items()
+  }
+  args = ocp.args.PyTreeRestore(item=item, restore_args=places, partial_restore=True)
+  stored = _reader(ocp.PyTreeCheckpointHandler(), folder / STATE, args)
+  return {name: stored[name] for name in wanted}
+
+
+def _reader(handler, path: pathlib.Path, args: Any) -> Any:
+  if not path.is_dir():
+    raise FileNotFoundError(f'{path} is missing')
+  with ocp.Checkpointer(handler) as reader:
+    return reader.restore(path, args=args or ocp.args.JsonRestore())

@@ -1,0 +1,132 @@
+"""How good a policy is on held-out problems: mean@n, pass@k, maj@k.
+
+  pass@k = 1 - C(n - c, k) / C(n, k)     c right among n samples, unbiased
+                                         (Chen et al. 2021, arXiv:2107.03374)
+  maj@n  = is the most frequent answer right?
+Standard errors are over problems: sd / sqrt(problems). A response counts as right when
+its reward is 1.
+"""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from lpo_jax import policy as policies
+from lpo_jax import rollout, tasks
+from lpo_jax import tokenizer as tokenizers
+from lpo_jax.types import Problem
+
+RIGHT = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+  """What is measured."""
+
+  samples: int = 16  # n
+  pass_at: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)  # k; those above n are left out
+  batch: int = 64  # problems decoded at once
+
+
+def pass_at_k(right: np.ndarray, samples: int, k: int) -> np.ndarray:
+  """Return the unbiased estimate of P(at least one of k samples is right).
+
+  Args:
+    right: i[problems], how many of the samples were right.
+    samples: n.
+    k: at most n.
+
+  Returns:
+    f64[problems].
+
+  Raises:
+    ValueError: unless 1 <= k <= n.
+  """
+  if not 1 <= k <= samples:
+    raise ValueError(f'k={k}: pass@k of {samples} samples needs 1 <= k <= {samples}')
+  wrong = samples - np.asarray(right)
+  # C(n - c, k) / C(n, k) as a product of k ratios, 0 as soon as one factor is.
+  factors = (wrong[:, None] - np.arange(k)) / (samples - np.arange(k))
+  return 1.0 - np.prod(np.maximum(factors, 0.0), axis=1)
+
+
+def majority_right(answers: Sequence[str | None], right: np.ndarray) -> float:
+  """Return 1.0 when the most frequent answer is right; ties go to the earliest.
+
+  Args:
+    answers: one key per sample; None does not vote.
+    right: bool[n].
+  """
+  votes = Counter(answer for answer in answers if answer is not None)
+  if not votes:
+    return 0.0
+  winner = votes.most_common(1)[0][0]
+  return float(right[list(answers).index(winner)])
+
+
+def evaluate(policy: policies.Policy, problems: Sequence[Problem],
+             task: tasks.base.Task, tokenizer: tokenizers.Tokenizer, key: jax.Array,
+             sampling: rollout.SamplingConfig, config: EvalConfig,
+             mesh: jax.sharding.Mesh, mean_at: Sequence[int] = ()) -> dict[str, float]:
+  """Sample n responses to every problem and score them.
+
+  The responses are drawn K at a time in the shapes that training compiled. A
+  problem's samples depend on (key, its index), not on the batch it falls into.
+
+  Args:
+    policy: to judge.
+    problems: held-out.
+    task: verifier.
+    tokenizer: of the policy.
+    key: PRNG key; the same key gives the same samples.
+    sampling: how to sample; its K is drawn per round.
+    config: what to measure.
+    mesh: where.
+    mean_at: also report mean@m over the first m samples, for each m <= n.
+
+  Returns:
+    name -> number, names as `val/<task>/mean@16`, `..._stderr`.
+  """
+  rewards, answers, found = [], [], {}
+  for start in range(0, len(problems), config.batch):
+    batch = list(problems[start:start + config.batch])
+    graded = _sample_batch(policy, batch, start, task, tokenizer, key, sampling, config,
+                           mesh)
+    rewards.append(graded.rewards)
+    answers += [[task.answer(problem, text) for text in texts]
+                for problem, texts in zip(batch, graded.texts, strict=True)]
+    found = rollout.metrics_lib.merge(found, graded.metrics)
+  right = np.concatenate(rewards) >= RIGHT
+  scores = {f'mean@{m}': right[:, :m].mean(axis=1)
+            for m in sorted({*mean_at, config.samples}) if m <= config.samples}
+  for k in config.pass_at:
+    if k <= config.samples:
+      scores[f'pass@{k}'] = pass_at_k(right.sum(axis=1), config.samples, k)
+  scores[f'maj@{config.samples}'] = np.array(
+    [majority_right(*pair) for pair in zip(answers, right, strict=True)])
+  prefix = f'val/{task.name}'
+  result = {}
+  for name, values in scores.items():
+    result[f'{prefix}/{name}'] = float(values.mean())
+    result[f'{prefix}/{name}_stderr'] = float(values.std() / np.sqrt(len(values)))
+  result |= {f'{prefix}/{name}': float(value) for name, value in found.items()}
+  return result
+
+
+def _sample_batch(policy, problems, start, task, tokenizer, key, sampling, config,
+                  mesh) -> rollout.Graded:
+  """Return n graded responses to each of at most `config.batch` problems."""
+  short = config.batch - len(problems)  # filled up, so that one shape serves all
+  prompt, mask = rollout.encode(problems + problems[:1] * short, tokenizer,
+                                sampling.prompt_buckets)
+  row_ids = np.arange(start, start + config.batch, dtype=np.int32)
+  texts = [[] for _ in problems]
+  for index in range(-(-config.samples // sampling.samples_per_prompt)):
+    rollouts = rollout.sample(policy, prompt, mask, jax.random.fold_in(key, index),
+                              sampling, tokenizer, mesh, row_ids)
+    for mine, more in zip(texts, rollout.decode(rollouts, tokenizer), strict=False):
+      mine += more
+  return rollout.grade(task, problems, [mine[:config.samples] for mine in texts])

@@ -1,0 +1,312 @@
+"""The one decoder: a pre-norm, rotary, grouped-query, SwiGLU transformer in Flax NNX.
+
+It is used as a pure pytree: no split or merge, no mutable state. Blocks are stacked on
+a leading layer axis and scanned. A forward pass has two halves that every caller
+composes:
+
+  prefill  [B, P]     prompts      -> their last outputs and one Prompt of keys/values
+  extend   [B, K, N]  responses    -> outputs; they attend to the shared Prompt, to a
+                                      Cache of earlier tokens if given, and to themselves
+
+Training is prefill + extend; sampling is prefill, then extend by one token in a loop.
+Calling the policy on [B, T] tokens is extend with no prompt and K = 1.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from lpo_jax import sharding
+from lpo_jax.policy import attention
+from lpo_jax.policy.config import PolicyConfig
+from lpo_jax.types import Array
+
+
+class Prompt(NamedTuple):
+  """Keys and values of B prompts, and which positions are real."""
+
+  layers: tuple  # (keys, values): [L, B, Hkv, P, d], or a tuple of L such pairs
+  mask: Array  # bool[B, P], left-padded
+
+
+class Cache(NamedTuple):
+  """Keys and values of the response tokens already taken; `length` of S are filled."""
+
+  layers: tuple  # (keys, values): [L, B, K, Hkv, S, d], or a tuple of L such pairs
+  length: Array  # i32[]
+
+
+class Block(nnx.Module):
+  """One layer: attention, then SwiGLU, each behind an RMSNorm."""
+
+  def __init__(self, config: PolicyConfig, key: Array):
+    keys = iter(jax.random.split(key, 7))
+    dtype = jnp.dtype(config.param_dtype)
+
+    def matrix(rows, columns, scale=1.0):
+      std = 0.02 * scale
+      return nnx.Param(std * jax.random.normal(next(keys), (rows, columns), dtype))
+
+    width, head = config.width, config.head_dim
+    depth_scale = (2 * config.layers) ** -0.5  # residual branches (GPT-2)
+    self.attention_norm = nnx.Param(jnp.ones(width, dtype))
+    self.query = matrix(width, config.heads * head)
+    self.key = matrix(width, config.kv_heads * head)
+    self.value = matrix(width, config.kv_heads * head)
+    self.out = matrix(config.heads * head, width, depth_scale)
+    self.mlp_norm = nnx.Param(jnp.ones(width, dtype))
+    self.gate = matrix(width, config.mlp_width)
+    self.up = matrix(width, config.mlp_width)
+    self.down = matrix(config.mlp_width, width, depth_scale)
+    if config.qkv_bias:
+      self.query_bias = nnx.Param(jnp.zeros(config.heads * head, dtype))
+      self.key_bias = nnx.Param(jnp.zeros(config.kv_heads * head, dtype))
+      self.value_bias = nnx.Param(jnp.zeros(config.kv_heads * head, dtype))
+    if config.qk_norm:
+      self.query_norm = nnx.Param(jnp.ones(head, dtype))
+      self.key_norm = nnx.Param(jnp.ones(head, dtype))
+    self.config = config
+
+  def __call__(self, x: Array, rope: tuple, own_mask: Array, others: tuple):
+    """Run the layer on x [B, K, N, D].
+
+    Args:
+      x: [B, K, N, D] residual stream.
+      rope: (cos, sin), f32[B, K, N, head_dim / 2].
+      own_mask: bool broadcastable to [B, K, N, N], what the N tokens see of each other.
+      others: attention parts beside the N tokens themselves.
+
+    Returns:
+      x [B, K, N, D] and this layer's (keys, values), each [B, K, Hkv, N, d].
+    """
+    queries, keys, values = self._project(rms_norm(x, self.attention_norm, self.config),
+                                          rope)
+    own = attention.Part(keys, values, own_mask)
+    mixed = attention.attend(queries, (*others, own))
+    mixed = mixed.reshape(*x.shape[:-1], -1)
+    x = x + mixed @ self.out[...].astype(x.dtype)
+    y = rms_norm(x, self.mlp_norm, self.config)
+    gate = jax.nn.silu(y @ self.gate[...].astype(x.dtype))
+    x = x + (gate * (y @ self.up[...].astype(x.dtype))) @ self.down[...].astype(x.dtype)
+    return sharding.constrain_batch(x), (keys, values)
+
+  def _project(self, y: Array, rope: tuple) -> tuple[Array, Array, Array]:
+    """Return rotated queries [B,K,N,Hkv,G,d], rotated keys and values [B,K,Hkv,N,d]."""
+    config = self.config
+    heads = {}
+    for name in ('query', 'key', 'value'):
+      z = y @ getattr(self, name)[...].astype(y.dtype)
+      if config.qkv_bias:
+        z = z + getattr(self, f'{name}_bias')[...].astype(y.dtype)
+      z = z.reshape(*y.shape[:-1], -1, config.head_dim)
+      if name != 'value':
+        if config.qk_norm:
+          z = rms_norm(z, getattr(self, f'{name}_norm'), config)
+        z = rotate(z, *rope)
+      heads[name] = z
+    queries = heads['query'].reshape(*y.shape[:-1], config.kv_heads, -1,
+                                     config.head_dim)
+    return queries, jnp.swapaxes(heads['key'], 2, 3), jnp.swapaxes(heads['value'], 2, 3)
+
+
+class Policy(nnx.Module):
+  """A decoder-only transformer policy pi_theta."""
+
+  def __init__(self, config: PolicyConfig, key: Array):
+    """Initialise from scratch: normal(0.02), residual branches scaled by depth."""
+    keys = jax.random.split(key, 3)
+    dtype = jnp.dtype(config.param_dtype)
+    shape = (config.vocab_size, config.width)
+    self.embedding = nnx.Param(0.02 * jax.random.normal(keys[0], shape, dtype))
+    self.blocks = jax.vmap(lambda k: Block(config, k))(
+      jax.random.split(keys[1], config.layers))
+    self.final_norm = nnx.Param(jnp.ones(config.width, dtype))
+    if not config.tied_embeddings:
+      self.unembedding = nnx.Param(
+        0.02 * jax.random.normal(keys[2], shape[::-1], dtype))
+    self.config = config
+
+  def __call__(self, tokens: Array, positions: Array, mask: Array, images=None) -> Array:
+    """Return logits f32[B, T, V] for whole sequences.
+
+    Args:
+      tokens: i32[B, T].
+      positions: i32[B, T], 0 at each row's first real token.
+      mask: bool[B, T], False on padding, left or right.
+      images: must be None; this policy has no vision tower.
+
+    Raises:
+      ValueError: if images are given.
+    """
+    if images is not None:
+      raise ValueError('this policy reads text only: images must be None')
+    hidden, _ = self._forward(tokens[:, None], positions[:, None], mask[:, None], None,
+                              None)
+    return self.logits(hidden[:, 0])
+
+  def prefill(self, tokens: Array, mask: Array) -> tuple[Array, Prompt]:
+    """Run left-padded prompts once.
+
+    Args:
+      tokens: i32[B, P].
+      mask: bool[B, P], False on the left padding.
+
+    Returns:
+      The last position's output [B, D], which predicts the first response token, and
+      the Prompt that responses attend to.
+    """
+    positions = jnp.maximum(jnp.cumsum(mask, axis=-1) - 1, 0)
+    hidden, layers = self._forward(tokens[:, None], positions[:, None], mask[:, None],
+                                   None, None)
+    layers = jax.tree.map(lambda kv: jnp.squeeze(kv, -4), layers)  # drop K = 1
+    return hidden[:, 0, -1], Prompt(layers, mask)
+
+  def extend(self, tokens: Array, prompt: Prompt, cache: Cache | None = None):
+    """Run N more tokens of each of the K responses to each prompt.
+
+    Args:
+      tokens: i32[B, K, N].
+      prompt: of the B prompts.
+      cache: the responses' earlier tokens; None when `tokens` start the responses.
+
+    Returns:
+      Outputs [B, K, N, D], and the new tokens' (keys, values) layered as the
+      prompt's are, [.., B, K, Hkv, N, d], which `append` writes into a cache.
+    """
+    start = jnp.sum(prompt.mask, axis=-1)[:, None, None]  # each prompt's length
+    start = start + (0 if cache is None else cache.length)
+    positions = start + jnp.arange(tokens.shape[-1])
+    positions = jnp.broadcast_to(positions, tokens.shape)
+    mask = jnp.ones((1, 1, tokens.shape[-1]), bool)
+    return self._forward(tokens, positions, mask, prompt, cache)
+
+  def logits(self, hidden: Array) -> Array:
+    """Return f32[..., V] for outputs [..., D]."""
+    weight = (self.embedding[...].T if self.config.tied_embeddings
+              else self.unembedding[...])
+    return jnp.matmul(hidden, weight.astype(hidden.dtype),
+                      preferred_element_type=jnp.float32)
+
+  def unstack(self) -> 'Policy':
+    """Return the same policy with its blocks as a tuple, so layers run unrolled."""
+    leaves, structure = jax.tree.flatten(self)
+    policy = jax.tree.unflatten(structure, leaves)
+    policy.blocks = nnx.data(tuple(
+      jax.tree.map(lambda a, i=i: a[i], self.blocks)
+      for i in range(self.config.layers)))
+    return policy
+
+  def _forward(self, tokens, positions, mask, prompt, cache):
+    """Return outputs [B, K, N, D] and every layer's (keys, values)."""
+    config = self.config
+    x = self.embedding[...][tokens].astype(config.dtype)
+    x = sharding.constrain_batch(x)
+    rope = rotary(positions, config)
+    width = tokens.shape[-1]
+    own_mask = _causal(width, width, 0, config) & mask[:, :, None, :]
+    prompt_mask, cache_mask = _context_masks(prompt, cache, width, config)
+
+    def body(block, x, context):
+      prompt_layer, cache_layer = context
+      others = ()
+      if prompt_layer is not None:
+        others += (attention.Part(*prompt_layer, prompt_mask),)
+      if cache_layer is not None:
+        others += (attention.Part(*cache_layer, cache_mask),)
+      return block(x, rope, own_mask, others)
+
+    context = (prompt and prompt.layers, cache and cache.layers)
+    x, layers = _each_layer(_remat(body, config.remat), self.blocks, x, context)
+    return rms_norm(x, self.final_norm, config), layers
+
+
+def append(cache: Cache, layers: tuple) -> Cache:
+  """Return the cache with `layers`, N new tokens' (keys, values), written at its end."""
+  written = jax.tree.map(
+    lambda old, new: jax.lax.dynamic_update_slice_in_dim(
+      old, new.astype(old.dtype), cache.length, axis=-2),
+    cache.layers, layers)
+  width = jax.tree.leaves(layers)[0].shape[-2]
+  return Cache(written, cache.length + width)
+
+
+def rms_norm(x: Array, weight: nnx.Param, config: PolicyConfig) -> Array:
+  """Normalise the last axis by its root mean square, in float32."""
+  y = x.astype(jnp.float32)
+  y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + config.norm_eps)
+  return (y * weight[...].astype(jnp.float32)).astype(x.dtype)
+
+
+def rotary(positions: Array, config: PolicyConfig) -> tuple[Array, Array]:
+  """Return cos and sin of the rotary angles, f32[..., head_dim / 2]."""
+  exponent = jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim
+  frequency = config.rope_theta ** -exponent
+  if (scaling := config.rope_scaling) is not None:
+    slow = frequency / scaling.factor
+    if scaling.kind == 'linear':
+      frequency = slow
+    else:  # llama3: keep short wavelengths, stretch long ones, blend between
+      turns = scaling.original_max_position * frequency / (2 * jnp.pi)
+      low, high = scaling.low_freq_factor, scaling.high_freq_factor
+      blend = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+      frequency = (1 - blend) * slow + blend * frequency
+  angles = positions[..., None].astype(jnp.float32) * frequency
+  return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x: Array, cos: Array, sin: Array) -> Array:
+  """Rotate x [..., heads, d] by angles [..., d / 2], halves paired (GPT-NeoX form)."""
+  a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+  cos, sin = cos[..., None, :], sin[..., None, :]
+  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x.dtype)
+
+
+def _each_layer(body, blocks, x, context):
+  """Carry x through the layers: a scan over stacked blocks, a loop over a tuple."""
+  if not isinstance(blocks, tuple | list):
+    return jax.lax.scan(lambda x, layer: body(layer[0], x, layer[1]), x,
+                        (blocks, context))
+  collected = []
+  for i, block in enumerate(blocks):
+    x, layer = body(block, x, tuple(part and part[i] for part in context))
+    collected.append(layer)
+  return x, tuple(collected)
+
+
+def _remat(body, policy: str):
+  if policy == 'none':
+    return body
+  if policy == 'dots':
+    saved = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    return jax.checkpoint(body, policy=saved)
+  return jax.checkpoint(body)
+
+
+def _causal(queries: int, keys: int, offset, config: PolicyConfig) -> Array:
+  """Return bool[1, 1, N, S]: key s is seen by query n when 0 <= n + offset - s < window.
+
+  `offset` is how many positions query 0 stands after key 0.
+  """
+  distance = jnp.arange(queries)[:, None] + offset - jnp.arange(keys)
+  seen = distance >= 0
+  if config.sliding_window is not None:
+    seen &= distance < config.sliding_window
+  return seen[None, None]
+
+
+def _context_masks(prompt: Prompt | None, cache: Cache | None, queries: int,
+                   config: PolicyConfig):
+  """Return what the N new tokens see of the prompt and of the cache."""
+  length = 0 if cache is None else cache.length
+  prompt_mask = cache_mask = None
+  if prompt is not None:
+    width = prompt.mask.shape[-1]
+    seen = _causal(queries, width, width + length, config)
+    prompt_mask = seen & prompt.mask[:, None, None, :]
+  if cache is not None:
+    slots = jax.tree.leaves(cache.layers)[0].shape[-2]
+    filled = jnp.arange(slots) < length
+    cache_mask = _causal(queries, slots, length, config) & filled
+  return prompt_mask, cache_mask

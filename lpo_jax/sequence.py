@@ -1,0 +1,125 @@
+"""From a policy's outputs to log-probabilities of tokens and sequences.
+
+  log pi(y) = (1/|y|) sum_i log pi(y_i | x, y_<i)        (arXiv:2605.06139, Eq. 3)
+
+The one shift of the house is here: output t - 1 predicts token t, and a response's
+first token is predicted by the last output of its prompt. Logits exist only for a few
+positions at a time, [B, K, chunk, V], and are recomputed in the backward pass; the
+vocabulary axis stays whole (or sharded) so each softmax is one exact reduction.
+"""
+
+from collections.abc import Callable
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from lpo_jax.types import Array, Rollouts
+
+
+def token_logprobs(first: Array, hidden: Array, response: Array, mask: Array,
+                   logits: Callable[[Array], Array], *, temperature: float = 1.0,
+                   chunk: int = 0) -> tuple[Array, Array]:
+  """Return each response token's log-probability and the entropy at its position.
+
+  Args:
+    first: [B, D] last output of each prompt.
+    hidden: [B, K, N, D] outputs at the response tokens.
+    response: i32[B, K, N] tokens.
+    mask: bool[B, K, N] tokens that count.
+    logits: maps outputs [..., D] to f32[..., V].
+    temperature: logits are divided by it: pi is the distribution sampled from.
+    chunk: positions whose logits exist at once; 0 for all N.
+
+  Returns:
+    log-probabilities f32[B, K, N], 0 off mask, and entropies f32[B, K, N] in nats,
+    0 off mask, through which no gradient flows.
+  """
+  chex.assert_rank([first, hidden, response, mask], [2, 4, 3, 3])
+  first = jnp.broadcast_to(first[:, None, None], (*hidden.shape[:2], 1, first.shape[-1]))
+  predictors = jnp.concatenate([first, hidden[:, :, :-1]], axis=2)
+
+  def one_chunk(predictors, response):
+    return _log_softmax_at(logits(predictors) / temperature, response)
+
+  width = response.shape[-1]
+  if not chunk or chunk >= width:
+    logprobs, entropy = jax.checkpoint(one_chunk)(predictors, response)
+  else:
+    logprobs, entropy = _chunked(one_chunk, predictors, response, chunk)
+  return jnp.where(mask, logprobs, 0.0), jnp.where(mask, entropy, 0.0)
+
+
+def _chunked(function, predictors, response, chunk):
+  """Apply `function` to `chunk` positions at a time, rematerialised."""
+  width = response.shape[-1]
+  count = -(-width // chunk)
+  short = count * chunk - width
+  predictors = jnp.pad(predictors, ((0, 0), (0, 0), (0, short), (0, 0)))
+  response = jnp.pad(response, ((0, 0), (0, 0), (0, short)))
+
+  def split(x):  # [B, K, count * chunk, ...] -> [count, B, K, chunk, ...]
+    return jnp.moveaxis(x.reshape(*x.shape[:2], count, chunk, *x.shape[3:]), 2, 0)
+
+  parts = jax.lax.map(lambda xs: jax.checkpoint(function)(*xs),
+                      (split(predictors), split(response)))
+  return tuple(jnp.moveaxis(part, 0, 2).reshape(response.shape)[..., :width]
+               for part in parts)
+
+
+def _log_softmax_at(logits: Array, tokens: Array) -> tuple[Array, Array]:
+  """Return log softmax(logits)[tokens] and the entropy, over the last axis."""
+  normaliser = jax.nn.logsumexp(logits, axis=-1)
+  # A masked sum, not a gather: it fuses, and it stays local when V is sharded.
+  chosen = jnp.arange(logits.shape[-1]) == tokens[..., None]
+  picked = jnp.sum(jnp.where(chosen, logits, 0.0), axis=-1)
+  fixed = jax.lax.stop_gradient(logits - normaliser[..., None])
+  entropy = -jnp.sum(jnp.exp(fixed) * jnp.maximum(fixed, -1e30), axis=-1)
+  return picked - normaliser, entropy
+
+
+def sequence_scores(logprobs: Array, behavior_logprobs: Array, mask: Array,
+                    score: str = 'mean') -> Array:
+  """Return the listwise scores s_k of one group.
+
+  Args:
+    logprobs: f32[K, N] under pi_theta.
+    behavior_logprobs: f32[K, N] under pi_b.
+    mask: bool[K, N].
+    score: `mean` over a response's tokens (the paper's length-normalised form) or
+      `sum`.
+
+  Returns:
+    f32[K]; 0 for an empty response.
+  """
+  chex.assert_rank([logprobs, behavior_logprobs, mask], 2)
+  ratio = jnp.where(mask, logprobs - behavior_logprobs, 0.0)
+  total = jnp.sum(ratio, axis=-1)
+  if score == 'sum':
+    return total
+  return total / jnp.maximum(jnp.sum(mask, axis=-1), 1)
+
+
+def masked_mean(values: Array, mask: Array, axis=None) -> Array:
+  """Return the mean of `values` where `mask`; 0 where nothing is."""
+  total = jnp.sum(values, axis=axis, where=mask)
+  return total / jnp.maximum(jnp.sum(mask, axis=axis), 1)
+
+
+def response_logprobs(policy, rollouts: Rollouts, *, temperature: float = 1.0,
+                      chunk: int = 0) -> tuple[Array, Array]:
+  """Return log-probabilities and entropies of the responses under a policy.
+
+  Args:
+    policy: anything with `prefill`, `extend` and `logits` (see `policy.Policy`).
+    rollouts: of B prompts and K responses.
+    temperature: see `token_logprobs`.
+    chunk: see `token_logprobs`.
+
+  Returns:
+    f32[B, K, N] and f32[B, K, N], both 0 off mask.
+  """
+  first, prompt = policy.prefill(rollouts.prompt, rollouts.prompt_mask)
+  hidden, _ = policy.extend(rollouts.response, prompt)
+  return token_logprobs(first, hidden, rollouts.response, rollouts.response_mask,
+                        policy.logits, temperature=temperature, chunk=chunk)

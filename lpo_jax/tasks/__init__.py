@@ -1,0 +1,51 @@
+"""Tasks by name: problems to train on and the verifier that judges their answers.
+
+`get('countdown', max_number=20)` builds one. A task's module is imported only when
+it is asked for, so a run needs only its own task's libraries; `tasks.countdown`
+reaches the module itself.
+"""
+
+import difflib
+import importlib
+import inspect
+
+from lpo_jax.tasks import base
+
+_TASKS = {  # name (also the module) -> class
+  'countdown': 'Countdown',
+}
+
+
+def __getattr__(name: str):
+  """Import a task's module on first use (PEP 562)."""
+  if name in _TASKS:
+    return importlib.import_module(f'lpo_jax.tasks.{name}')
+  raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+
+
+def get(name: str, **options) -> base.Task:
+  """Build the task called `name`.
+
+  Args:
+    name: a key of the table above.
+    **options: keyword arguments of the task's class.
+
+  Raises:
+    ValueError: unknown name or option; the message names the nearest one.
+  """
+  if name not in _TASKS:
+    raise ValueError(f'unknown task {name!r}: {_suggest(name, _TASKS)}')
+  module = importlib.import_module(f'lpo_jax.tasks.{name}')
+  task_class = getattr(module, _TASKS[name])
+  known = inspect.signature(task_class).parameters
+  for option in options:
+    if option not in known:
+      raise ValueError(
+        f'task {name!r} has no option {option!r}: {_suggest(option, known)}')
+  return task_class(**options)
+
+
+def _suggest(word: str, known) -> str:
+  near = difflib.get_close_matches(word, known, n=1)
+  hint = f'did you mean {near[0]!r}? ' if near else ''
+  return f'{hint}known: {", ".join(sorted(known))}'

@@ -1,0 +1,36 @@
+"""Package lpo_jax: Listwise Policy Optimization in JAX."""
+
+import setuptools
+
+setuptools.setup(
+  name='lpo_jax',
+  version='0.1.0',
+  description='Listwise Policy Optimization (arXiv:2605.06139) in JAX',
+  license='Apache-2.0',
+  python_requires='>=3.11',
+  packages=setuptools.find_packages(include=['lpo_jax', 'lpo_jax.*']),
+  package_data={'lpo_jax': ['*.model'], 'lpo_jax.tasks': ['*.model']},
+  install_requires=[
+    'absl-py',
+    'chex',
+    'flax>=0.12',
+    'jax>=0.10,<0.13',
+    'matplotlib',
+    'ml_collections',
+    'numpy',
+    'optax>=0.2.5',
+    'orbax-checkpoint>=0.11',
+    'sentencepiece',
+    'tensorboardX',
+    'tqdm',
+    'transformers>=4.51',
+  ],
+  extras_require={
+    'tpu': ['jax[tpu]'],
+    'cuda': ['jax[cuda12]'],
+    'data': ['tensorflow-datasets'],
+    'code': ['math-verify'],
+    'notebooks': ['ipykernel', 'jupyter', 'nbclient', 'nbformat'],
+    'test': ['pytest', 'pytest-xdist', 'ruff'],
+  },
+)

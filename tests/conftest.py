@@ -1,0 +1,16 @@
+"""What every test runs under: eight CPU devices, and rank promotion as an error.
+
+The environment is set before anything imports jax. GPU and TPU tests are run by
+setting JAX_PLATFORMS; XLA_FLAGS given from outside are kept.
+"""
+
+import os
+
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+_FLAGS = os.environ.get('XLA_FLAGS', '')
+if 'xla_force_host_platform_device_count' not in _FLAGS:
+  os.environ['XLA_FLAGS'] = f'{_FLAGS} --xla_force_host_platform_device_count=8'.strip()
+
+import jax  # noqa: E402
+
+jax.config.update('jax_numpy_rank_promotion', 'raise')
