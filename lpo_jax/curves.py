@@ -130,11 +130,12 @@ def series(rows: list[dict], name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def smooth(values: np.ndarray, width: int) -> np.ndarray:
-  """Return the centred running mean of values [points], narrower at both ends."""
+  """Return the centred running mean of values [points], cut short at both ends."""
   total = np.concatenate([[0.0], np.cumsum(values)])
   at = np.arange(len(values))
-  half = np.minimum(width // 2, np.minimum(at, len(values) - 1 - at))
-  return (total[at + half + 1] - total[at - half]) / (2 * half + 1)
+  first = np.maximum(at - width // 2, 0)
+  last = np.minimum(at + width // 2 + 1, len(values))
+  return (total[last] - total[first]) / (last - first)
 
 
 def band(curves: list[tuple[np.ndarray, np.ndarray]]):

@@ -7,16 +7,11 @@ from matplotlib import image
 from lpo_jax import curves
 
 
-def test_smoothing_keeps_a_straight_line_and_the_ends():
-  line = np.arange(30.0) * 2 - 7
-  np.testing.assert_allclose(curves.smooth(line, 7), line)
-
-
-def test_smoothing_is_the_mean_of_a_centred_window():
+def test_smoothing_is_the_mean_of_a_centred_window_cut_at_the_ends():
   values = np.random.default_rng(0).normal(size=40)
   smoothed = curves.smooth(values, 5)
-  for at in range(2, 38):
-    assert smoothed[at] == pytest.approx(values[at - 2 : at + 3].mean())
+  for at in range(40):
+    assert smoothed[at] == pytest.approx(values[max(at - 2, 0) : at + 3].mean())
   np.testing.assert_allclose(curves.smooth(values, 1), values)
 
 
