@@ -10,7 +10,7 @@ import pytest
 
 from lpo_jax import simplex
 
-_ALPHAS = (-0.5, 0.0, 0.001, 0.3, 0.5, 0.999, 1.0, 2.0)
+_ALPHAS = (-0.5, 0.0, 0.001, 0.3, 1.0, 2.0)
 
 
 def _kl(a, b):
@@ -51,28 +51,44 @@ def _softmax(x):
   return x / x.sum(axis=-1, keepdims=True)
 
 
-def _random(count, seed=0, groups=8):
+def _random(count, seed=0, groups=12):
   rng = np.random.default_rng(seed)
   return rng.normal(size=(groups, count)), rng.normal(size=(groups, count))
 
 
-def _batched(function, scores, log_target):
-  return np.asarray(jax.jit(jax.vmap(function))(scores, log_target), np.float64)
+@functools.cache
+def _compiled(name):
+  """Return a divergence's value, coefficients and autodiff gradient, over a batch."""
+  function = _DEFINITIONS[name][0]
+
+  def everything(scores, log_target):
+    return (function(scores, log_target),
+            simplex.coefficients(function, scores, log_target),
+            jax.grad(function)(scores, log_target))
+
+  return jax.jit(jax.vmap(everything))
+
+
+def _values(name, scores, log_target):
+  return np.asarray(_compiled(name)(scores, log_target)[0], np.float64)
 
 
 def _coefficients(name, scores, log_target):
-  return _batched(functools.partial(simplex.coefficients, _DEFINITIONS[name][0]),
-                  scores, log_target)
+  return np.asarray(_compiled(name)(scores, log_target)[1], np.float64)
+
+
+def _gradients(name, scores, log_target):
+  return np.asarray(_compiled(name)(scores, log_target)[2], np.float64)
 
 
 @every_divergence
 def test_value_is_its_definition_in_float64(name):
-  function, definition = _DEFINITIONS[name]
-  for count in (1, 2, 8, 64):
+  _, definition = _DEFINITIONS[name]
+  for count in (8, 64):
     scores, phi = _random(count)
     expected = [definition(w, p)
                 for w, p in zip(_softmax(phi), _softmax(scores), strict=True)]
-    values = _batched(function, scores, np.log(_softmax(phi)))
+    values = _values(name, scores, np.log(_softmax(phi)))
     np.testing.assert_allclose(values, expected, rtol=2e-4, atol=2e-6)
     assert np.all(values >= 0)
 
@@ -80,31 +96,33 @@ def test_value_is_its_definition_in_float64(name):
 @every_divergence
 def test_coefficients_equal_finite_differences_in_float64(name):
   _, definition = _DEFINITIONS[name]
-  scores, phi = _random(7, seed=1)
+  scores, phi = _random(8, seed=1)
   w, step = _softmax(phi), 1e-5
   numeric = np.zeros_like(scores)
-  for k in range(7):
-    shift = step * np.eye(7)[k]
+  for k in range(8):
+    shift = step * np.eye(8)[k]
     for b in range(len(scores)):
       numeric[b, k] = (definition(w[b], _softmax(scores[b] + shift)) - definition(
         w[b], _softmax(scores[b] - shift))) / (2 * step)
   np.testing.assert_allclose(_coefficients(name, scores, np.log(w)), numeric,
-                             rtol=1e-3, atol=1e-5)
+                             rtol=1e-4, atol=2e-6)
 
 
 @every_divergence
-@pytest.mark.parametrize('count', [1, 2, 8, 64])
+@pytest.mark.parametrize('count', [1, 8, 64])
 def test_coefficients_equal_autodiff(name, count):
+  # Autodiff of a value divided by alpha (alpha - 1) keeps three digits fewer.
+  atol = 2e-5 if name == 'alpha=0.001' else 2e-6
   scores, phi = _random(count, seed=2)
   log_target = np.log(_softmax(phi))
-  gradient = _batched(jax.grad(_DEFINITIONS[name][0]), scores, log_target)
+  gradient = _gradients(name, scores, log_target)
   np.testing.assert_allclose(_coefficients(name, scores, log_target), gradient,
-                             rtol=1e-3, atol=2e-6)
+                             rtol=1e-3, atol=atol)
 
 
 @every_divergence
 def test_coefficients_sum_to_zero_and_vanish_at_the_target(name):
-  scores, phi = _random(16, seed=3)
+  scores, phi = _random(8, seed=3)
   values = _coefficients(name, scores, np.log(_softmax(phi)))
   assert np.all(np.abs(values.sum(axis=1)) <= 1e-5 * (1 + np.abs(values).sum(axis=1)))
   assert np.abs(values).max() > 1e-3
@@ -114,12 +132,12 @@ def test_coefficients_sum_to_zero_and_vanish_at_the_target(name):
 
 @every_divergence
 def test_permuting_the_group_permutes_and_shifting_scores_changes_nothing(name):
-  scores, phi = _random(9, seed=4)
+  scores, phi = _random(8, seed=4)
   log_target = np.log(_softmax(phi))
-  order = np.random.default_rng(5).permutation(9)
+  order = np.random.default_rng(5).permutation(8)
   expected = _coefficients(name, scores, log_target)
-  np.testing.assert_allclose(_coefficients(name, scores[:, order], log_target[:, order]),
-                             expected[:, order], rtol=1e-4, atol=1e-6)
+  permuted = _coefficients(name, scores[:, order], log_target[:, order])
+  np.testing.assert_allclose(permuted, expected[:, order], rtol=1e-4, atol=1e-6)
   np.testing.assert_allclose(_coefficients(name, scores + 30, log_target), expected,
                              rtol=1e-3, atol=1e-5)
 
@@ -140,7 +158,8 @@ def test_names_meet_where_they_are_the_same_divergence():
 
 def test_no_gradient_flows_into_the_target():
   for function, _ in _DEFINITIONS.values():
-    gradient = jax.grad(function, argnums=1)(jnp.arange(3.0), jnp.log(jnp.full(3, 1 / 3)))
+    log_target = jnp.log(jnp.array([0.5, 0.2, 0.3]))
+    gradient = jax.jit(jax.grad(function, argnums=1))(jnp.arange(3.0), log_target)
     np.testing.assert_array_equal(gradient, 0)
 
 
@@ -161,11 +180,11 @@ def _extremes(count):
   return tuple(jnp.stack(side) for side in zip(*pairs, strict=True))
 
 
-@pytest.mark.parametrize('count', [1, 2, 3, 8, 64])
+@pytest.mark.parametrize('count', [1, 8, 64])
 @pytest.mark.parametrize('name', _FINITE)
 def test_extreme_groups_are_finite_in_float32(name, count):
   scores, log_targets = _extremes(count)
-  values = _batched(_DEFINITIONS[name][0], scores, log_targets)
+  values = _values(name, scores, log_targets)
   coefficients = _coefficients(name, scores, log_targets)
   assert np.all(np.isfinite(values)) and np.all(np.isfinite(coefficients))
   scale = 1 + np.abs(coefficients).sum(axis=1)
@@ -175,7 +194,7 @@ def test_extreme_groups_are_finite_in_float32(name, count):
 @pytest.mark.parametrize('name', ['chi_square', 'alpha=-0.5', 'alpha=2.0'])
 def test_divergences_that_blow_up_are_infinite_and_never_nan(name):
   scores, log_targets = _extremes(8)
-  values = _batched(_DEFINITIONS[name][0], scores, log_targets)
+  values = _values(name, scores, log_targets)
   coefficients = _coefficients(name, scores, log_targets)
   assert np.any(np.isinf(values))
   assert not np.any(np.isnan(values)) and not np.any(np.isnan(coefficients))
@@ -203,12 +222,12 @@ def test_forward_kl_coefficients_are_p_minus_target_and_bounded():
 
 
 def test_forward_kl_is_optax_ranking_softmax_less_the_targets_entropy():
-  scores, phi = (x.astype(np.float32) for x in _random(10, seed=8))
+  scores, phi = (x.astype(np.float32) for x in _random(8, seed=8))
   w = _softmax(phi)
   cross_entropy = optax.losses.ranking_softmax_loss(
     jnp.asarray(scores), jnp.asarray(w), reduce_fn=None)
   entropy = -np.sum(w * np.log(w), axis=1)
-  np.testing.assert_allclose(_batched(simplex.forward_kl, scores, np.log(w)),
+  np.testing.assert_allclose(_values('forward_kl', scores, np.log(w)),
                              cross_entropy - entropy, atol=1e-5)
 
 
@@ -232,7 +251,7 @@ def test_small_forward_kl_keeps_every_response_with_target_mass():
   scores, phi = _random(6, seed=9, groups=2000)
   scores = scores * 4
   w, p = _softmax(phi), _softmax(scores)
-  kl = _batched(simplex.forward_kl, scores, np.log(w))[:, None]
+  kl = _values('forward_kl', scores, np.log(w))[:, None]
   assert np.all(p > w * np.exp(-kl / w - 1))
 
 
@@ -248,8 +267,9 @@ def test_reverse_kl_on_policy_is_the_policy_gradient(rule):
   for rewards in (rng.uniform(size=8), np.array([0.0, 1, 1, 0]), np.array([1.0, 0])):
     tau = float(rule(rewards))
     log_target = simplex.gibbs_target(rewards, tau)
-    values = simplex.coefficients(simplex.reverse_kl, np.zeros(len(rewards)), log_target)
-    expected = -(rewards - rewards.mean()) / (len(rewards) * tau)
+    count = len(rewards)
+    values = simplex.coefficients(simplex.reverse_kl, np.zeros(count), log_target)
+    expected = -(rewards - rewards.mean()) / (count * tau)
     np.testing.assert_allclose(values, expected, atol=1e-6)
 
 

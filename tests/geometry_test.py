@@ -14,7 +14,8 @@ def test_policy_is_uniform_at_equal_scores_and_shift_invariant():
   scores = np.array([0.3, -2.0, 1.1, 0.0])
   np.testing.assert_allclose(geometry.log_policy(scores + 50.0),
                              geometry.log_policy(scores), atol=1e-5)
-  np.testing.assert_allclose(jnp.sum(jnp.exp(geometry.log_policy(scores))), 1, rtol=1e-6)
+  total = jnp.sum(jnp.exp(geometry.log_policy(scores)))
+  np.testing.assert_allclose(total, 1, rtol=1e-6)
 
 
 def test_policy_matches_a_float64_softmax():

@@ -94,5 +94,6 @@ def test_unreachable_values_saturate_at_the_best_responses_or_at_the_anchor():
 @pytest.mark.parametrize('rule', [simplex.temperature_target_kl,
                                   simplex.temperature_target_ess])
 def test_flat_rewards_get_a_finite_temperature(rule):
-  taus = jax.vmap(lambda r: rule(r, jnp.zeros(4), 2.0))(jnp.array([[0.1] * 4, [0.] * 4]))
+  rewards = jnp.array([[0.1] * 4, [0.0] * 4])
+  taus = jax.vmap(lambda r: rule(r, jnp.zeros(4), 2.0))(rewards)
   assert jnp.all(jnp.isfinite(taus)) and jnp.all(taus > 0)

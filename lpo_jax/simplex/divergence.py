@@ -115,12 +115,9 @@ def alpha_divergence(scores: Array, log_target: Array, alpha: float) -> Array:
   # before it is divided by a (a - 1).
   power, log_base, log_other = (
     (alpha, log_p, log_w) if alpha < 0.5 else (1 - alpha, log_w, log_p))
-  near, ratio = _log_ratio(log_other, log_base)
-  base = jnp.exp(log_base)
-  close = base * (jnp.expm1(power * ratio) - power * jnp.expm1(ratio))
-  far = (jnp.exp(power * log_other + (1 - power) * log_base) - base
-         - power * (jnp.exp(log_other) - base))
-  return jnp.sum(jnp.where(near, close, far)) / (alpha * (alpha - 1))
+  tilted = power * log_other + (1 - power) * log_base
+  terms = _difference(tilted, log_base) - power * _difference(log_other, log_base)
+  return jnp.sum(terms) / (alpha * (alpha - 1))
 
 
 def coefficients(divergence: Callable[..., Array], scores: Array, log_target: Array,
@@ -176,7 +173,11 @@ def _power_coefficients(log_p: Array, log_w: Array, power: float,
   tilt = power * (log_w - log_p)
   log_total = jax.nn.logsumexp(log_p + tilt)
   relative = tilt[None, :] - tilt[:, None]  # [k, m]
-  gap = jax.nn.logsumexp(log_p[None, :] + relative, axis=1)  # log(P_k H) - log h_k
+  near = jnp.all(jnp.abs(relative) < 1, axis=1)
+  tilted = jnp.expm1(jnp.clip(relative, -1.0, 1.0))
+  close = jnp.sum(jnp.exp(log_p)[None, :] * tilted, axis=1)
+  far = jax.nn.logsumexp(log_p[None, :] + relative, axis=1)
+  gap = jnp.where(near, jnp.log1p(close), far)  # log(P_k H) - log h_k
   log_one_minus = jnp.log(-jnp.expm1(-jnp.abs(gap)))  # -inf at gap 0: coefficient 0
   larger = log_p + jnp.where(gap > 0, log_total, tilt)
   return scale * jnp.sign(gap) * jnp.exp(larger + log_one_minus)
@@ -211,6 +212,13 @@ def _log_ratio(log_a: Array, log_b: Array) -> tuple[Array, Array]:
   """Return where a / b is within e of 1, and log(a / b), kept to +-1 elsewhere."""
   ratio = log_a - log_b
   return jnp.abs(ratio) < 1, jnp.clip(ratio, -1.0, 1.0)
+
+
+def _difference(log_a: Array, log_b: Array) -> Array:
+  """Return a - b, which does not cancel where a is near b."""
+  near, ratio = _log_ratio(log_a, log_b)
+  b = jnp.exp(log_b)
+  return jnp.where(near, b * jnp.expm1(ratio), jnp.exp(log_a) - b)
 
 
 def _kl(log_a: Array, log_b: Array) -> Array:
