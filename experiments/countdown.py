@@ -31,6 +31,7 @@ def get_config(variant: str = 'small'):
   config.sampling.max_new_tokens = 20
   config.sampling.prompt_buckets = (8,)
   config.objective.skip_flat_groups = True
+  config.objective.behavior = 'sampler'  # float32 throughout: mismatch/* stays at 1e-7
   config.optimizer.learning_rate = 1.5e-4
   config.optimizer.warmup_steps = 8
   config.optimizer.b2 = 0.95

@@ -12,13 +12,13 @@ import jax
 from configs import models
 from lpo_jax import (
   evaluate,
+  microbatch,
   objective,
   optimizer,
   policy,
   rollout,
   sharding,
   tasks,
-  update,
   warmstart,
 )
 from lpo_jax import tokenizer as tokenizers
@@ -38,7 +38,7 @@ class Parts:
   objective: objective.ObjectiveConfig
   optimizer: optimizer.OptimizerConfig
   warmstart: optimizer.OptimizerConfig | None
-  update: update.UpdateConfig
+  update: microbatch.UpdateConfig
   mesh: jax.sharding.Mesh
 
 
@@ -102,10 +102,10 @@ def check(config) -> None:
                      'to train; only eval.temperature may be 0')
 
 
-def update_config(config) -> update.UpdateConfig:
+def update_config(config) -> microbatch.UpdateConfig:
   """Return how a batch is cut up for the update."""
   minibatch = config.prompts_per_step // max(config.updates_per_step, 1)
-  return update.UpdateConfig(
+  return microbatch.UpdateConfig(
     updates_per_step=config.updates_per_step, epochs=config.epochs,
     micro_prompts=config.micro_prompts or minibatch,
     micro_responses=config.micro_responses, temperature=config.sampling.temperature,

@@ -1,0 +1,245 @@
+"""The gradient of one minibatch, accumulated over microbatches that fit in memory.
+
+Whatever the objective, the gradient of M kept groups is
+  (1 / M) sum_groups sum_{k,i} c_{k,i} grad log pi(y_{k,i})        (paper, Algorithm 1)
+so only stop_gradient(c) . log pi is ever differentiated. Microbatches hold whole
+groups and need one pass. Where K long responses do not fit, `micro_responses` splits a
+group: a first pass finds log pi, and so c, without a gradient; a second accumulates
+the same sum in any order. Both give the same gradient. Groups that count in no mean
+are packed together, and a microbatch of none but these is not computed at all.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from lpo_jax import sequence
+from lpo_jax.types import Coefficients, Group, Groups, Mean, Rollouts
+
+GROUP_AXES = Group(0, 0, 0, 0, 0, None, None)  # the batch's statistics are shared
+
+
+@dataclasses.dataclass(frozen=True)
+class UpdateConfig:
+  """How a batch of groups is cut up and how its log-probabilities are taken."""
+
+  updates_per_step: int = 1  # minibatches
+  epochs: int = 1
+  micro_prompts: int = 1  # groups to a microbatch
+  micro_responses: int = 0  # responses of a group to a microbatch; 0 for all K
+  temperature: float = 1.0  # of sampling: pi is what was sampled from
+  logprob_chunk: int = 0  # positions whose logits exist at once; 0 for all
+  behavior: str = 'learner'  # who says log pi_b: the learner again, or the sampler
+  skip_flat_groups: bool = False
+
+  @property
+  def updates(self) -> int:
+    """Return optimiser updates per batch."""
+    return self.epochs * self.updates_per_step
+
+  def check(self, prompts: int, samples: int, shards: int = 1) -> None:
+    """Raise a ValueError unless `prompts` groups of `samples` divide as asked.
+
+    Args:
+      prompts: B, groups in a batch.
+      samples: K.
+      shards: parts the mesh splits the batch into.
+    """
+    for name in ('updates_per_step', 'epochs', 'micro_prompts'):
+      if getattr(self, name) < 1:
+        raise ValueError(f'{name}={getattr(self, name)}: must be at least 1')
+    if prompts % self.updates_per_step:
+      raise ValueError(f'updates_per_step={self.updates_per_step} does not divide '
+                       f'prompts_per_step={prompts}')
+    minibatch = prompts // self.updates_per_step
+    if minibatch % self.micro_prompts:
+      raise ValueError(
+        f'micro_prompts={self.micro_prompts} does not divide the minibatch of '
+        f'prompts_per_step / updates_per_step = {minibatch}')
+    if self.micro_prompts % shards:
+      raise ValueError(f'micro_prompts={self.micro_prompts} does not split over the '
+                       f'{shards} batch shards of the mesh')
+    if self.micro_responses and samples % self.micro_responses:
+      raise ValueError(f'micro_responses={self.micro_responses} does not divide '
+                       f'samples_per_prompt={samples}')
+    if self.behavior not in ('learner', 'sampler'):
+      raise ValueError(f'behavior={self.behavior!r}: choose learner or sampler')
+
+
+def split(tree, count: int):
+  """Return [B, ...] arrays as [count, B / count, ...], every count-th row to a part.
+
+  The stride keeps each part spread over the devices as the whole is, so that cutting
+  a sharded batch moves nothing.
+  """
+  return jax.tree.map(
+    lambda x: jnp.moveaxis(x.reshape(-1, count, *x.shape[1:]), 1, 0), tree)
+
+
+def pack(groups: Groups, config: UpdateConfig) -> Groups:
+  """Reorder groups so that those that count fill as few microbatches as can be.
+
+  They are dealt evenly over the minibatches, then fill microbatch after microbatch.
+  With p the place of a group when those that count come first: minibatch p mod U,
+  microbatch (p div U) div m of it.
+  """
+  batch = groups.keep.shape[0]
+  minibatches, size = config.updates_per_step, config.micro_prompts
+  count = batch // minibatches // size
+  place = jnp.arange(batch)
+  minibatch, within = place % minibatches, place // minibatches
+  row = ((within % size) * count + within // size) * minibatches + minibatch
+  order = jnp.argsort(~groups.keep, stable=True)
+  order = jnp.zeros(batch, order.dtype).at[row].set(order)
+  return jax.tree.map(lambda x: x[order], groups)
+
+
+def logprobs(policy, rollouts: Rollouts, config: UpdateConfig, keep=None) -> jax.Array:
+  """Return f32[B, K, N] under the policy, microbatch by microbatch, no gradient.
+
+  Args:
+    policy: any pi.
+    rollouts: of B prompts.
+    config: how they are cut up.
+    keep: bool[B]; a microbatch without any of them is left 0.
+  """
+  keep = jnp.ones(rollouts.prompt.shape[0], bool) if keep is None else keep
+  units, join = _units(rollouts, config)
+  return join(jax.lax.map(_where_live(lambda unit: _forward(policy, unit, config)[0]),
+                          (units((keep,))[0], units(rollouts))))
+
+
+def gradient(objective: Callable[[Group], Coefficients], policy, groups: Groups,
+             behavior, statistics: tuple, first, config: UpdateConfig):
+  """Return the mean gradient over the kept groups of a minibatch, and metrics.
+
+  Args:
+    objective: one group -> Coefficients.
+    policy: pi_theta.
+    groups: M of them.
+    behavior: f32[M, K, N] log pi_b; None when pi_theta is pi_b.
+    statistics: mean and std of the whole batch's rewards, see `Group`.
+    first: bool, whether pi_theta still is pi_b, so that its gap to the sampler's
+      record is the sampler's error.
+    config: how the minibatch is cut up.
+  """
+  share = groups.keep / jnp.maximum(jnp.sum(groups.keep), 1)  # f32[M]
+  judge = functools.partial(_judge, objective, statistics, first)
+  if not config.micro_responses:
+    count = groups.keep.shape[0] // config.micro_prompts
+
+    def one_pass(policy, unit):
+      logprobs, entropy = _forward(policy, unit[0].rollouts, config)
+      weights, metrics = judge(logprobs, entropy, *unit)
+      return jnp.sum(weights * logprobs), metrics
+
+    parts = split((groups, behavior, share), count)
+    grads, metrics = _accumulate(one_pass, policy, parts[0].keep, parts)
+    return grads, jax.tree.map(jnp.sum, metrics)
+
+  units, join = _units(groups.rollouts, config)
+  live = units((groups.keep,))[0]
+  found = jax.lax.map(_where_live(lambda unit: _forward(policy, unit, config)),
+                      (live, units(groups.rollouts)))
+  weights, metrics = judge(*map(join, found), groups, behavior, share)
+
+  def second_pass(policy, unit):
+    rollouts, weights = unit
+    return jnp.sum(weights * _forward(policy, rollouts, config)[0]), ()
+
+  grads, _ = _accumulate(second_pass, policy, live,
+                         (units(groups.rollouts), units((weights,))[0]))
+  return grads, metrics
+
+
+def _forward(policy, rollouts: Rollouts, config: UpdateConfig):
+  return sequence.response_logprobs(
+    policy, rollouts, temperature=config.temperature, chunk=config.logprob_chunk)
+
+
+def _judge(objective, statistics, first, logprobs, entropy, groups: Groups, behavior,
+           share):
+  """Return each group's coefficients times its share, and the metrics."""
+  logprobs = jax.lax.stop_gradient(logprobs)
+  own = logprobs if behavior is None else behavior
+  mask = groups.rollouts.response_mask
+  found = jax.vmap(objective, in_axes=(GROUP_AXES,))(Group(
+    logprobs, own, mask, groups.rewards, groups.anchor_scores, *statistics))
+  metrics = {name: Mean(jnp.sum(value.total, where=groups.keep),
+                        jnp.sum(value.count, where=groups.keep))
+             for name, value in found.metrics.items()}
+  seen = mask & groups.keep[:, None, None]
+  gap = jnp.where(seen, logprobs - groups.rollouts.logprobs, 0.0)
+  first = jnp.asarray(first, jnp.float32)
+  metrics |= {
+    'actor/loss': mean(found.loss, groups.keep),
+    'actor/token_entropy': mean(entropy, seen),
+    'mismatch/logp_abs_mean': mean(jnp.abs(gap), seen & (first > 0)),
+    'mismatch/seq_logratio_std': Mean(first * jnp.std(jnp.sum(gap, -1)), first),
+  }
+  return jax.lax.stop_gradient(found.values * share[:, None, None]), metrics
+
+
+def _accumulate(function, policy, keep, units):
+  """Sum the gradients of `function(policy, unit)` over the units that count."""
+  unit_gradient = _where_live(lambda unit: jax.grad(function, has_aux=True)(policy, unit))
+
+  def body(total, unit):
+    grads, aux = unit_gradient(unit)
+    return jax.tree.map(jnp.add, total, grads), aux
+
+  return jax.lax.scan(body, jax.tree.map(jnp.zeros_like, policy), (keep, units))
+
+
+def _where_live(function):
+  """Make `function` of (keep, unit) skip units in which nothing counts: zeros."""
+  def call(pair):
+    keep, unit = pair
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype),
+                         jax.eval_shape(function, unit))
+    return jax.lax.cond(jnp.any(keep), function, lambda _: zeros, unit)
+
+  return call
+
+
+def _units(rollouts: Rollouts, config: UpdateConfig):
+  """Cut groups into microbatches of m prompts with r of their K responses each.
+
+  Returns:
+    A function that gives arrays [M, ...], or Rollouts, a leading axis of microbatches,
+    and the one that puts [units, m, r, ...] back to [M, K, ...].
+  """
+  groups, samples = rollouts.response.shape[:2]
+  count = groups // config.micro_prompts
+  slices = samples // (config.micro_responses or samples)
+
+  def prompts(x):
+    return jnp.repeat(split(x, count), slices, axis=0)
+
+  def responses(x):  # [M, K, ...] -> [count, m, slices, r, ...] -> [units, m, r, ...]
+    x = split(x, count)
+    x = x.reshape(*x.shape[:2], slices, -1, *x.shape[3:])
+    return jnp.moveaxis(x, 2, 1).reshape(-1, x.shape[1], *x.shape[3:])
+
+  def cut(tree):
+    if not isinstance(tree, Rollouts):
+      return jax.tree.map(lambda x: prompts(x) if x.ndim == 1 else responses(x), tree)
+    return Rollouts(prompts(tree.prompt), prompts(tree.prompt_mask),
+                    responses(tree.response), responses(tree.response_mask),
+                    responses(tree.logprobs))
+
+  def join(x):
+    x = jnp.moveaxis(x.reshape(count, slices, *x.shape[1:]), 1, 2)
+    x = x.reshape(*x.shape[:2], samples, *x.shape[4:])
+    return jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])
+
+  return cut, join
+
+
+def mean(values, mask) -> Mean:
+  """Return the Mean of `values` where `mask`."""
+  return Mean(jnp.sum(values, where=mask, dtype=jnp.float32),
+              jnp.sum(mask, dtype=jnp.float32))
