@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
   config.num_steps = 100  # iterations: sample, verify, update
   config.init_from = ''  # run folder whose newest policy to start from; '' for none
 
-  # Batch words. B prompts, K responses each; E epochs over minibatches of whole groups.
+  # Batch words: B prompts, K responses each; E epochs over minibatches of groups
   config.prompts_per_step = 128  # B
   config.samples_per_prompt = 8  # K
   config.updates_per_step = 2  # minibatches per epoch

@@ -1,4 +1,4 @@
-"""Objectives as pairs: each baseline and the temperature at which LPO shares its target.
+"""Objectives in pairs: each baseline and the temperature that shares its target.
 
 LPO at a baseline's temperature aims at the same w* = softmax(R / tau + s_t), so the two
 differ in the projection alone (arXiv:2605.06139, Tables 1 and 2).

@@ -10,10 +10,29 @@ from collections.abc import Sequence
 
 import jax
 
-from lpo_jax import sharding
+from lpo_jax import build, sharding
 from lpo_jax.policy import PolicyConfig
 
 _BYTES = {'float32': 4, 'bfloat16': 2, 'float16': 2}
+
+
+def opening(parts: build.Parts, prompts: int, params) -> str:
+  """Return the batch table and the memory estimate of a run with B = `prompts`.
+
+  Args:
+    parts: of the run.
+    prompts: B.
+    params: the policy, abstract or real.
+  """
+  samples, cut = parts.sampling.samples_per_prompt, parts.update
+  table = batch_table(prompts, samples, cut.updates_per_step, cut.epochs,
+                      cut.micro_prompts, cut.micro_responses, parts.mesh.size)
+  memory = memory_estimate(
+    params, parts.policy_config, parts.mesh, rows=prompts * samples,
+    tokens=max(parts.sampling.prompt_buckets) + parts.sampling.max_new_tokens,
+    micro_rows=cut.micro_prompts * (cut.micro_responses or samples))
+  sizes = ', '.join(f'{name} {size:.3f}' for name, size in memory.items())
+  return f'the batch\n{table}\nmemory on one device, estimated GiB: {sizes}'
 
 
 def batch_table(prompts: int, samples: int, updates_per_step: int, epochs: int,
@@ -86,14 +105,14 @@ def first_step(metrics: dict[str, float], prompt: str,
            f'{gap:.1e} nats a token']
   if flat == 1.0:
     lines.append('every group is flat, so nothing can be learned: make problems easier '
-                 '(config.task.options), warm-start longer (config.warmstart.steps), or '
-                 'raise config.samples_per_prompt')
+                 '(config.task.options), warm-start longer '
+                 '(config.warmstart.steps), or raise config.samples_per_prompt')
   elif flat > 0.8:
     lines.append('few groups inform: raise config.samples_per_prompt or warm-start '
                  'longer (config.warmstart.steps)')
   if cut == 1.0:
-    lines.append('no response met a stop token: check config.policy.tokenizer, or raise '
-                 'config.sampling.max_new_tokens')
+    lines.append('no response met a stop token: check config.policy.tokenizer, or '
+                 'raise config.sampling.max_new_tokens')
   elif cut > 0.1:
     lines.append('many responses are cut: raise config.sampling.max_new_tokens')
   if gap > 0.02:

@@ -11,7 +11,6 @@ import jax
 
 from configs import models
 from lpo_jax import (
-  evaluate,
   microbatch,
   objective,
   optimizer,
@@ -91,10 +90,10 @@ def check(config) -> None:
                         ('sampling', 'max_new_tokens')):
     if config[section][name] < 1:
       raise ValueError(f'{section}.{name}={config[section][name]}: must be at least 1')
-  cut = config.sampling.top_k > 0 or config.sampling.top_p < 1
-  if cut and not config.sampling.allow_truncated:
+  top_k, top_p = config.sampling.top_k, config.sampling.top_p
+  if (top_k > 0 or top_p < 1) and not config.sampling.allow_truncated:
     raise ValueError(
-      f'sampling.top_k={config.sampling.top_k}, sampling.top_p={config.sampling.top_p}: '
+      f'sampling.top_k={top_k}, sampling.top_p={top_p}: '
       'a truncated pi_b is not the policy that learns; set top_k=0 and top_p=1, or '
       'sampling.allow_truncated=True')
   if config.sampling.temperature <= 0:

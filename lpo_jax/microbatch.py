@@ -185,7 +185,8 @@ def _judge(objective, statistics, first, logprobs, entropy, groups: Groups, beha
 
 def _accumulate(function, policy, keep, units):
   """Sum the gradients of `function(policy, unit)` over the units that count."""
-  unit_gradient = _where_live(lambda unit: jax.grad(function, has_aux=True)(policy, unit))
+  gradient_of = jax.grad(function, has_aux=True)
+  unit_gradient = _where_live(lambda unit: gradient_of(policy, unit))
 
   def body(total, unit):
     grads, aux = unit_gradient(unit)

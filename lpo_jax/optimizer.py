@@ -29,7 +29,8 @@ class OptimizerConfig:
 
   def __post_init__(self):
     if self.schedule not in SCHEDULES:
-      raise ValueError(f'optimizer.schedule={self.schedule!r}: choose one of {SCHEDULES}')
+      raise ValueError(f'optimizer.schedule={self.schedule!r}: choose one of '
+                       f'{", ".join(SCHEDULES)}')
     if self.schedule != 'constant' and self.decay_steps <= self.warmup_steps:
       raise ValueError(
         f'optimizer.schedule={self.schedule!r} needs decay_steps={self.decay_steps} '

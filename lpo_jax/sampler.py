@@ -246,7 +246,8 @@ def _grow(rows, *, capacity):
   return rows._replace(cache=policies.Cache(layers, rows.cache.length))
 
 
-def _check(prompt, samples_per_prompt, max_new_tokens, temperature, top_k, top_p, chunk):
+def _check(prompt, samples_per_prompt, max_new_tokens, temperature, top_k, top_p,
+           chunk):
   """Raise a ValueError that names the first setting out of range."""
   if prompt.ndim != 2 or 0 in prompt.shape:
     raise ValueError(f'prompt has shape {prompt.shape}: give tokens [B, P], P >= 1')

@@ -36,7 +36,8 @@ def token_logprobs(first: Array, hidden: Array, response: Array, mask: Array,
     0 off mask, through which no gradient flows.
   """
   chex.assert_rank([first, hidden, response, mask], [2, 4, 3, 3])
-  first = jnp.broadcast_to(first[:, None, None], (*hidden.shape[:2], 1, first.shape[-1]))
+  start = (*hidden.shape[:2], 1, hidden.shape[-1])
+  first = jnp.broadcast_to(first[:, None, None], start)
   predictors = jnp.concatenate([first, hidden[:, :, :-1]], axis=2)
 
   def one_chunk(predictors, response):

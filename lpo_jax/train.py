@@ -7,14 +7,12 @@ a pure function of (seed, i, state) every number is the same as if never stopped
 """
 
 import dataclasses
-import functools
 import json
 import os
 import signal
 import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tqdm
 
@@ -24,17 +22,14 @@ from lpo_jax import (
   checkpoint,
   curves,
   evaluate,
-  objective,
-  optimizer,
   phases,
-  policy,
+  programs,
   rollout,
   sharding,
   tasks,
-  update,
-  warmstart,
 )
 from lpo_jax import metrics as metrics_lib
+from lpo_jax import workdir as workdirs
 from lpo_jax.types import TrainState
 
 # Streams of randomness under key(seed); problems have their own (tasks.base).
@@ -69,67 +64,45 @@ class Run:
     self.config, self.workdir = config, workdir
     self.parts = build.build(config)
     metrics_lib.check_writable(workdir)
-    check_owner(config, workdir, override_workdir)
+    self.plain_config = json.loads(config.to_json())
+    workdirs.check_owner(workdir, self.plain_config, override_workdir)
     self.phases = phases.Phases(config.log.watchdog_s)
     self.checkpoints = checkpoint.Checkpointer(
       os.path.join(workdir, 'checkpoints'), keep_last=config.checkpoint.keep,
       best_metric=config.checkpoint.best_metric or None, every=config.checkpoint.every)
     self.compiles = 0
     self.stop_asked = False
-    self._compile_programs()
-
-  def _compile_programs(self):
-    """Name the programs of a run; each is compiled when first called."""
-    parts, mesh = self.parts, self.parts.mesh
-    self.optimizer = optimizer.build(parts.optimizer)
-    shapes = jax.eval_shape(self._fresh_state, jax.random.key(0))
-    self.placement = sharding.state_shardings(shapes, mesh)
-    self.abstract = jax.tree.map(
-      lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes,
-      self.placement)
-    copied = sharding.replicated(mesh)
-    self.fresh_state = jax.jit(self._fresh_state, out_shardings=self.placement)
-    self.reset = jax.jit(self._state_of, out_shardings=self.placement)
-    self.update = jax.jit(
-      update.make_update(
-        objective.build(parts.objective, self.config.samples_per_prompt),
-        self.optimizer, optimizer.schedule(parts.optimizer), parts.update),
-      donate_argnums=0, out_shardings=(self.placement, copied))
-    self.certify = jax.jit(functools.partial(
-      update.certify, temperature=objective.temperature(parts.objective),
-      config=parts.update), out_shardings=copied)
-
-  def _fresh_state(self, key) -> TrainState:
-    return self._state_of(policy.Policy(self.parts.policy_config, key))
-
-  def _state_of(self, params) -> TrainState:
-    return TrainState(jnp.int32(0), params, self.optimizer.init(params), jnp.int32(0))
+    self.programs = programs.Programs(self.parts)
 
   def train(self) -> None:
     """Run to the end, from the newest checkpoint if there is one."""
     jax.monitoring.register_event_duration_secs_listener(self._count_compile)
     signal.signal(signal.SIGTERM, self._ask_to_stop)
     with jax.set_mesh(self.parts.mesh):
-      restored = self.checkpoints.restore(self.abstract)
+      restored = self.checkpoints.restore(self.programs.abstract)
       for message in self.checkpoints.messages:
         say(message)
       self.writer = metrics_lib.Writer(
         self.workdir, None if restored is None else restored[1],
         self.config.log.tensorboard)
-      metrics_lib.write_json(os.path.join(self.workdir, 'config.json'),
-                             json.loads(self.config.to_json()))
+      workdirs.write_config(self.workdir, self.plain_config)
       try:
         self._train(restored)
       except Stopped as stopped:
         say(str(stopped))
       finally:
-        self.checkpoints.close()
         self.writer.close()
-        self.phases.close()
+        self.close()
+
+  def close(self) -> None:
+    """Finish the save under way and stop the watchdog."""
+    self.checkpoints.close()
+    self.phases.close()
 
   def _train(self, restored) -> None:
-    self._brief()
-    self.tokens = _tokens_so_far(self.workdir)
+    say(briefing.opening(self.parts, self.config.prompts_per_step,
+                         self.programs.abstract.params))
+    self.tokens = workdirs.total_tokens(self.workdir)
     if restored is None:
       state, start = self._start(), 0
     else:
@@ -148,28 +121,24 @@ class Run:
           self._flush(pending)
           self._save(state, step, {}, force=True)
           raise Stopped(f'asked to stop: saved step {step}; run again to go on')
-    self._finish(state)
+    self._finish()
 
   def _start(self) -> TrainState:
     """Return the state before the first step: warm-started, evaluated and saved."""
     config = self.config
-    state = self.fresh_state(jax.random.fold_in(jax.random.key(config.seed), INIT))
+    state = self.programs.fresh_state(self._key(INIT))
     if config.init_from:
-      say(f'starting from the policy in {config.init_from}')
-      state = self.reset(checkpoint.restore_params(config.init_from,
-                                                   self.abstract.params))
+      state = self.programs.state_of(self._given_params())
     elif self.parts.warmstart is not None:
-      state = self.reset(self._warm_start(state.params))
-    numbers = self._evaluate(state.params, 0)
+      state = self.programs.state_of(self._warm_start(state.params))
+    numbers = self._evaluate(state.params, 0, wide=True)
     self.writer.write(0, numbers)
     self._save(state, 0, numbers, force=True)
     return state
 
   def _warm_start(self, params):
     """Return the policy after supervised steps on demonstrations."""
-    transform = optimizer.build(self.parts.warmstart)
-    step_fn = jax.jit(warmstart.make_step(transform), donate_argnums=(0, 1))
-    opt_state = jax.jit(transform.init)(params)
+    opt_state, step_fn = self.programs.warm_start(params)
     bar = tqdm.trange(self.config.warmstart.steps, desc='warm start', mininterval=2)
     with self.phases('warmstart'):
       for step in bar:
@@ -189,15 +158,14 @@ class Run:
     """Run one iteration; write the one before while the device is busy."""
     with self.phases('step'):
       problems = self._problems(step)
-      key = jax.random.fold_in(jax.random.key(self.config.seed), SAMPLE)
       groups, graded = rollout.collect(
-        state.params, problems, jax.random.fold_in(key, step), self.parts.task,
-        self.parts.tokenizer, self.parts.sampling, self.parts.mesh, self.phases)
+        state.params, problems, jax.random.fold_in(self._key(SAMPLE), step),
+        self.parts.task, self.parts.tokenizer, self.parts.sampling, self.parts.mesh,
+        self.phases)
       with self.phases('update'):
-        state, metrics = self.update(state, groups)
+        state, metrics = self.programs.update(state, groups)
         self._flush(pending)
         jax.block_until_ready(state.params)
-    self.tokens += int(jax.device_get(groups.rollouts.response_mask.sum()))
     pending = Pending(step, metrics | _named(graded.metrics), {}, groups)
     if step % self.config.log.groups_every == 0 or step == 1:
       self._look_inside(state, pending, problems, graded)
@@ -215,7 +183,7 @@ class Run:
     step, config = pending.step, self.config
     last = step == config.num_steps
     if step % config.eval.every == 0 or last:
-      pending.numbers |= self._evaluate(state.params, step)
+      pending.numbers |= self._evaluate(state.params, step, wide=last)
     self._last_saved = step if last or self.checkpoints.due(step) else None
     if self._last_saved is not None:
       self._flush(pending)
@@ -237,10 +205,7 @@ class Run:
       self._keep_evidence(pending, numbers)
 
   def _keep_evidence(self, pending: Pending, numbers: dict) -> None:
-    path = os.path.join(self.workdir, 'skipped', f'step_{pending.step:06d}.npz')
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    arrays = jax.device_get(checkpoint.manifest.flatten(pending.groups))
-    np.savez_compressed(path, **arrays)
+    path = workdirs.keep_evidence(self.workdir, pending.step, pending.groups)
     in_row = int(numbers['actor/skipped_in_row'])
     say(f'step {pending.step}: a gradient was not finite, its update was skipped; the '
         f'groups are in {path}')
@@ -250,15 +215,14 @@ class Run:
         f'(optimizer.max_skipped_steps={self.config.optimizer.max_skipped_steps}); '
         f'look into {path}, lower optimizer.learning_rate, or use float32')
 
-  def _evaluate(self, params, step: int) -> dict[str, float]:
+  def _evaluate(self, params, step: int, wide: bool) -> dict[str, float]:
+    """Return the validation numbers; `wide` takes `eval.final_samples`."""
     config = self.config.eval
-    wide = step in (0, self.config.num_steps)
     samples = max(config.samples, config.final_samples) if wide else config.samples
-    key = jax.random.fold_in(jax.random.key(self.config.seed), EVALUATE)
     with self.phases('eval'):
       found = evaluate.evaluate(
-        params, self.parts.eval_problems, self.parts.task, self.parts.tokenizer, key,
-        self.parts.eval_sampling,
+        params, self.parts.eval_problems, self.parts.task, self.parts.tokenizer,
+        self._key(EVALUATE), self.parts.eval_sampling,
         evaluate.EvalConfig(samples, tuple(config.pass_at),
                             self.config.prompts_per_step),
         self.parts.mesh, mean_at=(config.samples,))
@@ -273,51 +237,60 @@ class Run:
 
   def _look_inside(self, state, pending: Pending, problems, graded) -> None:
     """Measure the update's certificate and write a few groups to rollouts/."""
-    metrics, simplexes = self.certify(state.params, pending.groups)
+    metrics, simplexes = self.programs.certify(state.params, pending.groups)
     pending.metrics |= metrics
-    target, before, after = (np.exp(jax.device_get(x)) for x in simplexes)
-    rows = [{
-      'step': pending.step, 'id': problems[i].id, 'prompt': problems[i].prompt,
-      'responses': graded.texts[i], 'rewards': graded.rewards[i], 'target': target[i],
-      'policy_before': before[i], 'policy_after': after[i],
-    } for i in range(min(self.config.log.groups, len(problems)))]
-    metrics_lib.write_rollouts(
-      os.path.join(self.workdir, 'rollouts', f'step_{pending.step:06d}.jsonl'), rows)
+    shown = min(self.config.log.groups, len(problems))
+    workdirs.write_groups(
+      self.workdir, pending.step, problems[:shown], graded.texts, graded.rewards,
+      [np.exp(jax.device_get(x)) for x in simplexes])
 
   def _timings(self, groups) -> dict[str, float]:
     numbers = self.phases.flush()
-    tokens = int(jax.device_get(groups.rollouts.response_mask.sum()))
     mask = groups.rollouts.response_mask
+    tokens = int(jax.device_get(mask.sum()))
+    self.tokens += tokens
     return numbers | {
       'perf/tokens_per_s': tokens / numbers['timing_s/step'],
       'perf/pad_frac': 1.0 - tokens / mask.size, 'perf/total_tokens': self.tokens,
       'perf/compile_count': self.compiles}
 
-  def _finish(self, state) -> None:
+  def _finish(self) -> None:
+    """Write the summary and the curves."""
     rows = metrics_lib.read(self.workdir)
-    summary = {'step': self.config.num_steps, 'seed': self.config.seed,
-               'objective': self.config.objective.name, 'total_tokens': self.tokens}
-    summary['first'] = {n: v for n, v in rows[0].items() if n.startswith('val/')}
-    summary['final'] = {n: v for n, v in rows[-1].items() if n.startswith('val/')}
-    metrics_lib.write_json(os.path.join(self.workdir, 'summary.json'), summary)
+    self._summarise(self.config.num_steps, rows[-1], first=_validation(rows[0]),
+                    total_tokens=self.tokens)
     self.writer.sync()
     curves.of_run(self.workdir)
     say(f'done: {self.workdir}/summary.json, curves.png')
 
-  def _brief(self) -> None:
-    config, parts = self.config, self.parts
-    say('the batch\n' + briefing.batch_table(
-      config.prompts_per_step, config.samples_per_prompt, config.updates_per_step,
-      config.epochs, parts.update.micro_prompts, config.micro_responses,
-      parts.mesh.size))
-    memory = briefing.memory_estimate(
-      self.abstract.params, parts.policy_config, parts.mesh,
-      rows=config.prompts_per_step * config.samples_per_prompt,
-      tokens=max(config.sampling.prompt_buckets) + config.sampling.max_new_tokens,
-      micro_rows=parts.update.micro_prompts
-      * (config.micro_responses or config.samples_per_prompt))
-    say('memory on one device, estimated GiB: '
-        + ', '.join(f'{name} {size:.3f}' for name, size in memory.items()))
+  def _summarise(self, step: int, numbers: dict, **more) -> None:
+    workdirs.write_summary(self.workdir, {
+      'step': step, 'seed': self.config.seed, 'objective': self.config.objective.name,
+      'final': _validation(numbers), **more})
+
+  def evaluate_only(self) -> None:
+    """Evaluate the newest policy of the workdir, or `init_from`; write the summary."""
+    with jax.set_mesh(self.parts.mesh):
+      restored = None if self.config.init_from else self.checkpoints.restore(
+        self.programs.abstract)
+      if restored is None and not self.config.init_from:
+        raise FileNotFoundError(f'workdir={self.workdir} holds no checkpoint: train '
+                                'first, or give --config.init_from=RUN')
+      if restored is not None:
+        params, step = restored[0].params, restored[1]
+      else:
+        params, step = self._given_params(), 0
+      self._summarise(step, self._evaluate(params, step, wide=True), mode='eval',
+                      init_from=self.config.init_from)
+    self.close()
+
+  def _given_params(self):
+    say(f'starting from the policy in {self.config.init_from}')
+    return checkpoint.restore_params(self.config.init_from,
+                                     self.programs.abstract.params)
+
+  def _key(self, stream: int):
+    return jax.random.fold_in(jax.random.key(self.config.seed), stream)
 
   def _count_compile(self, event: str, duration: float, **_) -> None:
     self.compiles += event.endswith('backend_compile_duration')
@@ -326,42 +299,13 @@ class Run:
     self.stop_asked = True
 
 
-def check_owner(config, workdir: str, override: bool) -> None:
-  """Refuse a workdir whose config.json differs from `config`, unless overridden.
-
-  Raises:
-    ValueError: names the differing fields.
-  """
-  path = os.path.join(workdir, 'config.json')
-  if override or not os.path.exists(path):
-    return
-  with open(path, encoding='utf-8') as file:
-    theirs = _flat(json.load(file))
-  mine = _flat(json.loads(config.to_json()))
-  differing = [f'{name}: there {theirs.get(name)!r}, here {mine.get(name)!r}'
-               for name in sorted(theirs.keys() | mine.keys())
-               if theirs.get(name) != mine.get(name)]
-  if differing:
-    raise ValueError(f'workdir={workdir} belongs to another configuration: '
-                     f'{"; ".join(differing)}. Choose another workdir, or pass '
-                     '--override_workdir to go on with this one')
+def _validation(numbers: dict) -> dict:
+  return {name: value for name, value in numbers.items() if name.startswith('val/')}
 
 
 def say(text: str) -> None:
   """Tell the user, beside the progress bar."""
   tqdm.tqdm.write(text, file=sys.stderr)
-
-
-def _flat(tree, prefix: str = '') -> dict:
-  if not isinstance(tree, dict):
-    return {prefix: tree}
-  return {name: value for key, child in tree.items()
-          for name, value in _flat(child, f'{prefix}.{key}' if prefix else key).items()}
-
-
-def _tokens_so_far(workdir: str) -> int:
-  rows = metrics_lib.read(workdir)
-  return int(rows[-1].get('perf/total_tokens', 0)) if rows else 0
 
 
 def _named(metrics: dict) -> dict:

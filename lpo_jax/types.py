@@ -81,7 +81,7 @@ class Mean:
 
 @struct.dataclass
 class Coefficients:
-  """An objective's answer for one group: gradient = sum_{k,i} values[k,i] grad log pi."""
+  """An objective's answer for one group: sum_{k,i} values[k,i] grad log pi(y_{k,i})."""
 
   values: Array  # f32[K, N], zero off mask
   loss: Array  # f32[]: the objective's value, for the log only

@@ -86,7 +86,8 @@ def certify(policy, groups: Groups, temperature: Callable[[Group], jax.Array],
   values, simplexes = jax.vmap(one, in_axes=(microbatch.GROUP_AXES,))(Group(
     logprobs, rollouts.logprobs, rollouts.response_mask, groups.rewards,
     groups.anchor_scores, *statistics))
-  metrics = {name: microbatch.mean(value, groups.keep) for name, value in values.items()}
+  metrics = {name: microbatch.mean(value, groups.keep)
+             for name, value in values.items()}
   return metrics, simplexes
 
 

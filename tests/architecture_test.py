@@ -22,11 +22,11 @@ LAYERS = (
   {'simplex', 'baselines'},
   {
     'objective', 'sequence', 'sharding', 'optimizer', 'tokenizer', 'metrics', 'phases',
-    'manifest',
+    'manifest', 'workdir', 'microbatch',
   },
   {'sampler', 'tasks', 'policy'},
   {'evaluate', 'rollout', 'update', 'warmstart', 'checkpoint', 'curves'},
-  {'build', 'briefing'},
+  {'build', 'briefing', 'programs'},
   {'train'},
   {'main', 'report', 'view'},
 )  # fmt: skip
@@ -34,7 +34,9 @@ SIDEWAYS = {
   ('evaluate', 'rollout'),  # evaluation samples and verifies as training does
   ('objective', 'sequence'),
   ('sampler', 'policy'),
-  ('warmstart', 'update'),
+  ('briefing', 'build'),
+  ('programs', 'build'),
+  ('update', 'microbatch'),
 }
 TOOLS = {'main', 'train', 'report', 'view'}  # the offline tools and the two at the top
 FILES = TOOLS | {'checkpoint', 'metrics', 'curves', 'tokenizer', 'policy.pretrained'}

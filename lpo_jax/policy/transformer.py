@@ -6,7 +6,7 @@ composes:
 
   prefill  [B, P]     prompts      -> their last outputs and one Prompt of keys/values
   extend   [B, K, N]  responses    -> outputs; they attend to the shared Prompt, to a
-                                      Cache of earlier tokens if given, and to themselves
+                                      Cache of earlier tokens, and to themselves
 
 Training is prefill + extend; sampling is prefill, then extend by one token in a loop.
 Calling the policy on [B, T] tokens is extend with no prompt and K = 1.
@@ -128,7 +128,8 @@ class Policy(nnx.Module):
         0.02 * jax.random.normal(keys[2], shape[::-1], dtype))
     self.config = config
 
-  def __call__(self, tokens: Array, positions: Array, mask: Array, images=None) -> Array:
+  def __call__(self, tokens: Array, positions: Array, mask: Array,
+               images=None) -> Array:
     """Return logits f32[B, T, V] for whole sequences.
 
     Args:
@@ -223,7 +224,7 @@ class Policy(nnx.Module):
 
 
 def append(cache: Cache, layers: tuple) -> Cache:
-  """Return the cache with `layers`, N new tokens' (keys, values), written at its end."""
+  """Return the cache with `layers`, N new tokens' keys and values, at its end."""
   written = jax.tree.map(
     lambda old, new: jax.lax.dynamic_update_slice_in_dim(
       old, new.astype(old.dtype), cache.length, axis=-2),
@@ -285,7 +286,7 @@ def _remat(body, policy: str):
 
 
 def _causal(queries: int, keys: int, offset, config: PolicyConfig) -> Array:
-  """Return bool[1, 1, N, S]: key s is seen by query n when 0 <= n + offset - s < window.
+  """Return bool[1, 1, N, S]: query n sees key s when 0 <= n + offset - s < window.
 
   `offset` is how many positions query 0 stands after key 0.
   """

@@ -1,0 +1,68 @@
+"""The programs of a run: each a pure function, jitted once, with its placement.
+
+Gradient and update are one program, with `out_shardings`: a gradient taken outside it
+would lose its placement. The state is donated, so one copy of it lives. Nothing is
+compiled until a program is first called.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from lpo_jax import build, objective, optimizer, policy, sharding, update, warmstart
+from lpo_jax.types import Array, TrainState
+
+
+class Programs:
+  """What the parts of a run compile to.
+
+  Attributes:
+    abstract: the train state as shapes, dtypes and placements.
+    fresh_state: key -> TrainState of a new policy.
+    state_of: params -> TrainState around given parameters, step 0.
+    update: (TrainState, Groups) -> (TrainState, metrics); donates the state.
+    certify: (policy, Groups) -> see `update.certify`.
+  """
+
+  def __init__(self, parts: build.Parts):
+    self._parts, self._optimizer = parts, optimizer.build(parts.optimizer)
+    shapes = jax.eval_shape(self._fresh_state, jax.random.key(0))
+    placement = sharding.state_shardings(shapes, parts.mesh)
+    copied = sharding.replicated(parts.mesh)
+    self.abstract = jax.tree.map(
+      lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes,
+      placement)
+    self.fresh_state = jax.jit(self._fresh_state, out_shardings=placement)
+    self.state_of = jax.jit(self._state_of, out_shardings=placement)
+    self.update = jax.jit(
+      update.make_update(
+        objective.build(parts.objective, parts.sampling.samples_per_prompt),
+        self._optimizer, optimizer.schedule(parts.optimizer), parts.update),
+      donate_argnums=0, out_shardings=(placement, copied))
+    self.certify = jax.jit(functools.partial(
+      update.certify, temperature=objective.temperature(parts.objective),
+      config=parts.update), out_shardings=copied)
+
+  def warm_start(self, params):
+    """Return the optimiser state of the warm start and its step.
+
+    The step maps (params, opt_state, demonstrations) to (params, opt_state, loss Mean)
+    and donates the first two.
+    """
+    transform = optimizer.build(self._parts.warmstart)
+    shapes = jax.eval_shape(transform.init, params)
+    placement = sharding.state_shardings(shapes, self._parts.mesh)
+    out = (self._placement_of(params), placement, sharding.replicated(self._parts.mesh))
+    step = jax.jit(warmstart.make_step(transform, self._parts.update.logprob_chunk),
+                   donate_argnums=(0, 1), out_shardings=out)
+    return jax.jit(transform.init, out_shardings=placement)(params), step
+
+  def _placement_of(self, params):
+    return sharding.state_shardings(params, self._parts.mesh)
+
+  def _fresh_state(self, key: Array) -> TrainState:
+    return self._state_of(policy.Policy(self._parts.policy_config, key))
+
+  def _state_of(self, params) -> TrainState:
+    return TrainState(jnp.int32(0), params, self._optimizer.init(params), jnp.int32(0))
