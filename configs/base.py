@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
   config.updates_per_step = 2  # minibatches per epoch
   config.epochs = 1  # E
   config.micro_prompts = 0  # groups whose gradient is taken at once; 0: the minibatch
-  config.micro_responses = 0  # their responses taken at once; 0: all K (else two passes)
+  config.micro_responses = 0  # their responses at once; 0: all K (else two passes)
 
   config.task = ConfigDict()
   config.task.name = 'countdown'  # a task of lpo_jax/tasks

@@ -22,10 +22,13 @@ LAYERS = (
   {'simplex', 'baselines'},
   {
     'objective', 'sequence', 'sharding', 'optimizer', 'tokenizer', 'metrics', 'phases',
-    'manifest', 'workdir', 'microbatch',
+    'manifest',
   },
   {'sampler', 'tasks', 'policy'},
-  {'evaluate', 'rollout', 'update', 'warmstart', 'checkpoint', 'curves'},
+  {
+    'evaluate', 'rollout', 'update', 'microbatch', 'warmstart', 'checkpoint', 'curves',
+    'workdir',
+  },
   {'build', 'briefing', 'programs'},
   {'train'},
   {'main', 'report', 'view'},
@@ -39,7 +42,7 @@ SIDEWAYS = {
   ('update', 'microbatch'),
 }
 TOOLS = {'main', 'train', 'report', 'view'}  # the offline tools and the two at the top
-FILES = TOOLS | {'checkpoint', 'metrics', 'curves', 'tokenizer', 'policy.pretrained'}
+FILES = TOOLS | {'checkpoint', 'metrics', 'curves', 'workdir', 'tokenizer', 'policy.pretrained'}
 EFFECTS = {  # what only some modules may do -> those modules, packages by name
   'print': TOOLS | {'tokenizer'},
   'log': TOOLS | {'checkpoint', 'metrics', 'phases', 'policy.pretrained'},

@@ -63,6 +63,11 @@ class PolicyConfig:
       )
     if self.head_dim % 2:
       raise ValueError(f'head_dim={self.head_dim} is odd: rotary halves need it even')
+    if self.sliding_window is not None and self.sliding_window < 1:
+      raise ValueError(
+        f'policy.sliding_window={self.sliding_window}: give at least 1, the token '
+        'itself, or None for no window'
+      )
     for field, choices in (('dtype', DTYPES), ('param_dtype', DTYPES),
                            ('remat', REMAT)):
       if getattr(self, field) not in choices:
