@@ -119,9 +119,9 @@ def _start(policy, prompt, prompt_mask, key, row_ids, choice, *, shape, capacity
 
   cache = policies.Cache(jax.tree.map(empty, prompts.layers), jnp.int32(0))
   done = jnp.isin(token, choice.stop_tokens)
-  first = jnp.arange(width) == 0
+  first = jax.lax.broadcasted_iota(jnp.int32, shape, 2) == 0
   out = (jnp.where(first, token[..., None], pad_token),
-         jnp.broadcast_to(first, shape), jnp.where(first, logprob[..., None], 0.0))
+         first, jnp.where(first, logprob[..., None], 0.0))
   return _Rows(prompts, cache, keys, token, done), out
 
 
@@ -155,7 +155,7 @@ def _decode(policy, rows, out, places, choice, *, steps, pad_token, unroll, **st
 
   carry = (jnp.int32(0), rows.cache, rows.token, rows.done, chunk)
   _, cache, token, done, chunk = jax.lax.while_loop(unfinished, one_token, carry)
-  columns = start + jnp.arange(steps)
+  columns = (start + jnp.arange(steps))[None, None]
   out = tuple(
     whole.at[places[0][..., None], places[1][..., None], columns].set(part)
     for whole, part in zip(out, chunk, strict=True))

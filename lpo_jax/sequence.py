@@ -72,7 +72,8 @@ def _log_softmax_at(logits: Array, tokens: Array) -> tuple[Array, Array]:
   """Return log softmax(logits)[tokens] and the entropy, over the last axis."""
   normaliser = jax.nn.logsumexp(logits, axis=-1)
   # A masked sum, not a gather: it fuses, and it stays local when V is sharded.
-  chosen = jnp.arange(logits.shape[-1]) == tokens[..., None]
+  vocabulary = jax.lax.broadcasted_iota(tokens.dtype, logits.shape, logits.ndim - 1)
+  chosen = vocabulary == tokens[..., None]
   picked = jnp.sum(jnp.where(chosen, logits, 0.0), axis=-1)
   fixed = jax.lax.stop_gradient(logits - normaliser[..., None])
   entropy = -jnp.sum(jnp.exp(fixed) * jnp.maximum(fixed, -1e30), axis=-1)

@@ -15,16 +15,24 @@ SIZES = dict(vocab_size=13, width=16, layers=2, heads=4, kv_heads=2, head_dim=8,
 
 @functools.cache
 def policy(seed: int = 0, noise: float = 0.3, **switches) -> policies.Policy:
-  """Return a policy far from uniform; equally named parameters are equal."""
+  """Return a policy far from uniform, drawn by NumPy: no compilation.
+
+  Equally named parameters are equal whatever the switches.
+  """
   config = policies.PolicyConfig(**{**SIZES, **switches})
-  key = jax.random.key(seed)
 
-  def disturb(path, leaf):
-    own = jax.random.fold_in(key, zlib.crc32(jax.tree_util.keystr(path).encode()))
-    return leaf + noise * jax.random.normal(own, leaf.shape, leaf.dtype)
+  def draw(path, leaf):
+    name = jax.tree_util.keystr(path)
+    rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
+    value = noise * rng.normal(size=leaf.shape) + ('norm' in name)
+    return jax.numpy.asarray(value, leaf.dtype)
 
-  return jax.jit(lambda: jax.tree_util.tree_map_with_path(
-    disturb, policies.Policy(config, key)))()
+  return jax.tree_util.tree_map_with_path(draw, shapes(config))
+
+
+def shapes(config: policies.PolicyConfig) -> policies.Policy:
+  """Return a policy of shapes and dtypes only."""
+  return jax.eval_shape(lambda: policies.Policy(config, jax.random.key(0)))
 
 
 def prompts(lengths=(4, 1, 6), width: int = 6, vocab: int = 13, seed: int = 0):

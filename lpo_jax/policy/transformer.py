@@ -99,7 +99,8 @@ class Block(nnx.Module):
     for name in ('query', 'key', 'value'):
       z = y @ getattr(self, name)[...].astype(y.dtype)
       if config.qkv_bias:
-        z = z + getattr(self, f'{name}_bias')[...].astype(y.dtype)
+        bias = getattr(self, f'{name}_bias')[...].astype(y.dtype)
+        z = z + _along_last(bias, z.ndim)
       z = z.reshape(*y.shape[:-1], -1, config.head_dim)
       if name != 'value':
         if config.qk_norm:
@@ -178,8 +179,7 @@ class Policy(nnx.Module):
     """
     start = jnp.sum(prompt.mask, axis=-1)[:, None, None]  # each prompt's length
     start = start + (0 if cache is None else cache.length)
-    positions = start + jnp.arange(tokens.shape[-1])
-    positions = jnp.broadcast_to(positions, tokens.shape)
+    positions = start + jax.lax.broadcasted_iota(jnp.int32, tokens.shape, 2)
     mask = jnp.ones((1, 1, tokens.shape[-1]), bool)
     return self._forward(tokens, positions, mask, prompt, cache)
 
@@ -237,7 +237,7 @@ def rms_norm(x: Array, weight: nnx.Param, config: PolicyConfig) -> Array:
   """Normalise the last axis by its root mean square, in float32."""
   y = x.astype(jnp.float32)
   y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + config.norm_eps)
-  return (y * weight[...].astype(jnp.float32)).astype(x.dtype)
+  return (y * _along_last(weight[...].astype(jnp.float32), y.ndim)).astype(x.dtype)
 
 
 def rotary(positions: Array, config: PolicyConfig) -> tuple[Array, Array]:
@@ -253,7 +253,8 @@ def rotary(positions: Array, config: PolicyConfig) -> tuple[Array, Array]:
       low, high = scaling.low_freq_factor, scaling.high_freq_factor
       blend = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
       frequency = (1 - blend) * slow + blend * frequency
-  angles = positions[..., None].astype(jnp.float32) * frequency
+  angles = positions[..., None].astype(jnp.float32)
+  angles = angles * _along_last(frequency, angles.ndim)
   return jnp.cos(angles), jnp.sin(angles)
 
 
@@ -262,6 +263,11 @@ def rotate(x: Array, cos: Array, sin: Array) -> Array:
   a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
   cos, sin = cos[..., None, :], sin[..., None, :]
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x.dtype)
+
+
+def _along_last(vector: Array, ndim: int) -> Array:
+  """Return a vector as the last of `ndim` axes."""
+  return vector.reshape((1,) * (ndim - 1) + vector.shape)
 
 
 def _each_layer(body, blocks, x, context):
@@ -290,7 +296,7 @@ def _causal(queries: int, keys: int, offset, config: PolicyConfig) -> Array:
 
   `offset` is how many positions query 0 stands after key 0.
   """
-  distance = jnp.arange(queries)[:, None] + offset - jnp.arange(keys)
+  distance = jnp.arange(queries)[:, None] + offset - jnp.arange(keys)[None]
   seen = distance >= 0
   if config.sliding_window is not None:
     seen &= distance < config.sliding_window
@@ -309,5 +315,6 @@ def _context_masks(prompt: Prompt | None, cache: Cache | None, queries: int,
   if cache is not None:
     slots = jax.tree.leaves(cache.layers)[0].shape[-2]
     filled = jnp.arange(slots) < length
-    cache_mask = _causal(queries, slots, length, config) & filled
+    cache_mask = (_causal(queries, slots, length, config)
+                  & filled[None, None, None])
   return prompt_mask, cache_mask

@@ -1,0 +1,95 @@
+"""The loop keeps its promises when things go wrong; what it compiles is what it says."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import countdown
+from lpo_jax import build, programs, train
+from lpo_jax import metrics as metrics_lib
+from lpo_jax.tasks import countdown as countdown_task
+
+
+@pytest.fixture
+def config():
+  config = countdown.get_config('tiny')
+  config.warmstart.steps = 0
+  config.num_steps = 3
+  config.log.tensorboard = False
+  return config
+
+
+def test_a_reward_that_is_not_a_number_stops_the_run_and_names_the_problem(
+    config, tmp_path, monkeypatch):
+  monkeypatch.setattr(countdown_task.Countdown, 'verify', lambda *_: float('nan'))
+  with pytest.raises(ValueError, match=r"reward=nan .* problem '"):
+    train.Run(config, str(tmp_path)).train()
+
+
+def test_gradients_that_are_not_finite_are_skipped_kept_and_end_the_run(
+    config, tmp_path, monkeypatch):
+  monkeypatch.setattr(countdown_task.Countdown, 'verify',
+                      lambda _, problem, text: float(len(text) % 2))
+  config.optimizer.learning_rate = 1e38  # the second update starts from overflow
+  config.optimizer.clip_norm = None
+  config.optimizer.max_skipped_steps = 3
+  config.num_steps = 6
+  with pytest.raises(FloatingPointError, match='max_skipped_steps=3'):
+    train.Run(config, str(tmp_path)).train()
+  evidence = sorted((tmp_path / 'skipped').iterdir())
+  with np.load(evidence[0]) as arrays:
+    assert arrays['rewards'].shape == (8, 4)
+  lines = metrics_lib.read(str(tmp_path))
+  assert any(line.get('actor/skipped_frac', 0) > 0 for line in lines)
+
+
+def test_a_batch_of_flat_groups_changes_nothing(config, tmp_path, monkeypatch):
+  monkeypatch.setattr(countdown_task.Countdown, 'verify', lambda *_: 1.0)
+  train.Run(config, str(tmp_path)).train()
+  lines = metrics_lib.read(str(tmp_path))
+  assert [line['group/flat_frac'] for line in lines[1:]] == [1.0] * 3
+  assert [line['actor/useful_frac'] for line in lines[1:]] == [0.0] * 3
+  validation = [line['val/countdown/mean@4'] for line in lines
+                if 'val/countdown/mean@4' in line]
+  assert len(set(validation)) == 1
+  assert json.loads((tmp_path / 'summary.json').read_text())['step'] == 3
+
+
+def test_a_workdir_of_another_configuration_is_refused(config, tmp_path):
+  config.num_steps = 0
+  train.Run(config, str(tmp_path)).train()
+  config.seed = 5
+  with pytest.raises(ValueError, match='seed: there 0, here 5'):
+    train.Run(config, str(tmp_path))
+
+
+def test_a_checkpoint_of_another_shape_is_refused(config, tmp_path):
+  config.num_steps = 0
+  train.Run(config, str(tmp_path)).train()
+  config.policy.name = 'countdown_small'
+  run = train.Run(config, str(tmp_path), override_workdir=True)
+  with pytest.raises(ValueError, match=r'params/embedding/value'):
+    run.train()
+
+
+def test_an_unwritable_workdir_is_named(config, tmp_path):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(ValueError, match='workdir=.*file.* cannot be written'):
+    train.Run(config, str(tmp_path / 'file'))
+
+
+def test_the_update_keeps_its_placement_on_a_mesh(config):
+  config.mesh.shape = (2, 2, 2)
+  config.policy.name = 'countdown_small'
+  config.micro_prompts = 4
+  parts = build.build(config)
+  compiled = programs.Programs(parts)
+  with jax.set_mesh(parts.mesh):
+    state = compiled.fresh_state(jax.random.key(0))
+  for leaf, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(compiled.abstract),
+                          strict=True):
+    assert leaf.sharding.is_equivalent_to(wanted.sharding, leaf.ndim)
+  moment = state.opt_state[1][0].mu.blocks.query[...]
+  assert moment.sharding.shard_shape(moment.shape) == (4, 64, 64)

@@ -1,0 +1,377 @@
+"""The decoder against float64 NumPy, transformers, and its own other paths."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lpo_jax import policy as policies
+from lpo_jax.policy import transformer
+from tests import tiny
+
+_LLAMA3 = policies.RopeScaling('llama3', factor=4.0, original_max_position=16)
+_SWITCHES = {
+  'qkv_bias': dict(qkv_bias=True),
+  'qk_norm': dict(qk_norm=True),
+  'linear_rope': dict(rope_scaling=policies.RopeScaling('linear', factor=3.0)),
+  'llama3_rope': dict(rope_scaling=_LLAMA3),
+  'rope_theta': dict(rope_theta=50.0),
+  'sliding_window': dict(sliding_window=3),
+  'tied_embeddings': dict(tied_embeddings=True),
+  'one_kv_head': dict(kv_heads=1),
+}
+_ALL = functools.reduce(lambda a, b: a | b, _SWITCHES.values(), {})
+_EVERY = {'plain': {}, **_SWITCHES, 'all': _ALL}
+_SOME = {'plain': {}, 'sliding_window': dict(sliding_window=3), 'all': _ALL}
+
+_prefill = jax.jit(policies.Policy.prefill)
+_extend = jax.jit(policies.Policy.extend)
+_append = jax.jit(policies.append)
+
+
+def _each(cases):
+  return pytest.mark.parametrize('switches', cases.values(), ids=cases.keys())
+
+
+def _whole(policy, batch):
+  """Return logits f32[B, K, P + N, V] of the joined sequences."""
+  logits = tiny.call(policy, *tiny.sequences(batch))
+  return np.asarray(logits).reshape(*batch.response.shape[:2], *logits.shape[1:])
+
+
+def _close(a, b, tolerance=2e-5):
+  np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+
+
+# An independent decoder: one row, one query, one head at a time, complex rotations.
+
+
+def _frequencies(config):
+  """Return the rotary frequencies f64[d / 2], in transformers' piecewise form."""
+  base = config.rope_theta ** (-np.arange(0, config.head_dim, 2) / config.head_dim)
+  scaling = config.rope_scaling
+  if scaling is None:
+    return base
+  if scaling.kind == 'linear':
+    return base / scaling.factor
+  scaled = []
+  for frequency in base:
+    wavelength = 2 * np.pi / frequency
+    if wavelength < scaling.original_max_position / scaling.high_freq_factor:
+      scaled.append(frequency)
+    elif wavelength > scaling.original_max_position / scaling.low_freq_factor:
+      scaled.append(frequency / scaling.factor)
+    else:
+      smooth = (scaling.original_max_position / wavelength - scaling.low_freq_factor
+                ) / (scaling.high_freq_factor - scaling.low_freq_factor)
+      scaled.append((1 - smooth) * frequency / scaling.factor + smooth * frequency)
+  return np.array(scaled)
+
+
+def _norm(x, weight, config):
+  return weight * x / np.sqrt(np.mean(x ** 2, axis=-1, keepdims=True) + config.norm_eps)
+
+
+def _rotated(x, config):
+  """Rotate x [T, heads, d] at positions 0..T-1 as d / 2 complex numbers."""
+  half = config.head_dim // 2
+  angles = np.arange(len(x))[:, None] * _frequencies(config)
+  z = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * angles)[:, None]
+  return np.concatenate([z.real, z.imag], axis=-1)
+
+
+def _decoder(policy, tokens):
+  """Return float64 logits [T, V] of one sequence without padding."""
+  config = policy.config
+  weights = {path[-2].name if hasattr(path[-2], 'name') else path[-2].key:
+             np.asarray(leaf, np.float64)
+             for path, leaf in jax.tree_util.tree_leaves_with_path(policy)}
+  x = weights['embedding'][tokens]
+  for layer in range(config.layers):
+    w = {name: weight[layer] for name, weight in weights.items()
+         if name not in ('embedding', 'unembedding', 'final_norm')}
+    y = _norm(x, w['attention_norm'], config)
+    heads = {}
+    for name in ('query', 'key', 'value'):
+      z = y @ w[name] + w.get(f'{name}_bias', 0.0)
+      z = z.reshape(len(tokens), -1, config.head_dim)
+      if name != 'value':
+        z = _norm(z, w[f'{name}_norm'], config) if config.qk_norm else z
+        z = _rotated(z, config)
+      heads[name] = z
+    mixed = np.zeros((len(tokens), config.heads, config.head_dim))
+    for t in range(len(tokens)):
+      first = max(0, t + 1 - (config.sliding_window or len(tokens)))
+      for head in range(config.heads):
+        shared = head // (config.heads // config.kv_heads)
+        keys = heads['key'][first:t + 1, shared]
+        scores = keys @ heads['query'][t, head] / np.sqrt(config.head_dim)
+        mixed[t, head] = (np.exp(tiny.log_softmax(scores))
+                          @ heads['value'][first:t + 1, shared])
+    x = x + mixed.reshape(len(tokens), -1) @ w['out']
+    y = _norm(x, w['mlp_norm'], config)
+    gate = y @ w['gate']
+    x = x + (gate / (1 + np.exp(-gate)) * (y @ w['up'])) @ w['down']
+  output = weights.get('unembedding', weights['embedding'].T)
+  return _norm(x, weights['final_norm'], config) @ output
+
+
+@_each(_EVERY)
+def test_logits_equal_a_float64_decoder(switches):
+  policy = tiny.policy(**switches)
+  tokens, mask = tiny.prompts((9, 5, 6), width=9)
+  mask[1] = mask[1, ::-1]  # left-padded, right-padded and full rows in one batch
+  positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
+  logits = tiny.call(policy, tokens, positions, mask)
+  for row in range(len(tokens)):
+    _close(logits[row][mask[row]], _decoder(policy, tokens[row][mask[row]]), 1e-4)
+
+
+@pytest.mark.parametrize('name', _SWITCHES)
+def test_every_switch_changes_the_output(name):
+  tokens = np.arange(9)[None]
+  inputs = tokens, tokens, np.ones((1, 9), bool)
+  plain, switched = (tiny.call(tiny.policy(**switches), *inputs)
+                     for switches in ({}, _SWITCHES[name]))
+  # The first position sees itself alone, unrotated: look at the last.
+  assert np.abs(plain[0, -1] - switched[0, -1]).max() > 1e-3
+
+
+@pytest.mark.parametrize('family', ['qwen3', 'qwen2', 'llama', 'mistral'])
+def test_logits_equal_transformers(family):
+  reason = 'the parity oracle needs torch and transformers'
+  torch = pytest.importorskip('torch', reason=reason)
+  hub = pytest.importorskip('transformers', reason=reason)
+  switches, extras = {
+    'qwen3': (dict(qk_norm=True, tied_embeddings=True), {}),
+    'qwen2': (dict(qkv_bias=True, head_dim=4), {}),
+    'llama': (dict(rope_scaling=_LLAMA3), dict(rope_scaling=dict(
+      rope_type='llama3', factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0,
+      original_max_position_embeddings=16))),
+    'mistral': (dict(sliding_window=3), dict(sliding_window=3)),
+  }[family]
+  policy = tiny.policy(**switches)
+  config, blocks = policy.config, policy.blocks
+  make_config, make_model = {
+    'qwen3': (hub.Qwen3Config, hub.Qwen3ForCausalLM),
+    'qwen2': (hub.Qwen2Config, hub.Qwen2ForCausalLM),
+    'llama': (hub.LlamaConfig, hub.LlamaForCausalLM),
+    'mistral': (hub.MistralConfig, hub.MistralForCausalLM)}[family]
+  model = make_model(make_config(
+    vocab_size=config.vocab_size, hidden_size=config.width,
+    intermediate_size=config.mlp_width, num_hidden_layers=config.layers,
+    num_attention_heads=config.heads, num_key_value_heads=config.kv_heads,
+    head_dim=config.head_dim, rms_norm_eps=config.norm_eps,
+    rope_theta=config.rope_theta, tie_word_embeddings=config.tied_embeddings,
+    attn_implementation='eager', **extras)).eval()
+  weights = {'model.embed_tokens.weight': policy.embedding[...],
+             'model.norm.weight': policy.final_norm[...]}
+  if not config.tied_embeddings:
+    weights['lm_head.weight'] = policy.unembedding[...].T
+  names = dict(
+    attention_norm='input_layernorm', mlp_norm='post_attention_layernorm',
+    query='self_attn.q_proj', key='self_attn.k_proj', value='self_attn.v_proj',
+    out='self_attn.o_proj', query_norm='self_attn.q_norm', key_norm='self_attn.k_norm',
+    gate='mlp.gate_proj', up='mlp.up_proj', down='mlp.down_proj')
+  for ours, theirs in names.items():
+    for suffix, end in (('', '.weight'), ('_bias', '.bias')):
+      if hasattr(blocks, ours + suffix):
+        for layer, weight in enumerate(getattr(blocks, ours + suffix)[...]):
+          weights[f'model.layers.{layer}.{theirs}{end}'] = weight.T  # [out, in]
+  given = {name: torch.tensor(np.asarray(weight)) for name, weight in weights.items()}
+  missing = model.load_state_dict(given, strict=False)
+  assert not missing.unexpected_keys
+  assert set(missing.missing_keys) <= {'lm_head.weight'}
+  tokens = np.random.default_rng(0).integers(config.vocab_size, size=(2, 10))
+  positions, mask = np.tile(np.arange(10), (2, 1)), np.ones((2, 10), bool)
+  with torch.no_grad():
+    expected = model(torch.tensor(tokens)).logits.numpy()
+  _close(tiny.call(policy, tokens, positions, mask), expected, 1e-4)
+
+
+# Who sees whom.
+
+
+@pytest.mark.parametrize('window', [None, 3])
+def test_gradient_reaches_exactly_the_tokens_a_position_may_see(window):
+  policy, width = tiny.policy(sliding_window=window), 9
+  tokens = np.arange(width)[None]  # all different: one embedding row a position
+  inputs = tokens, tokens, np.ones((1, width), bool)
+  direction = np.random.default_rng(0).normal(size=(policy.config.vocab_size,))
+
+  @jax.jit
+  @jax.jacrev
+  def influence(embedding):
+    moved = _with_embedding(policy, embedding)
+    return moved(*inputs)[0] @ direction.astype(np.float32)
+
+  reached = np.abs(influence(policy.embedding[...])).sum(-1)[:, :width]
+  distance = np.arange(width)[:, None] - np.arange(width)
+  sight = width if window is None else policy.config.layers * (window - 1) + 1
+  np.testing.assert_array_equal(reached > 0, (distance >= 0) & (distance < sight))
+
+
+def _with_embedding(policy, embedding):
+  leaves, structure = jax.tree.flatten(policy)
+  leaves = [embedding if leaf is policy.embedding[...] else leaf for leaf in leaves]
+  return jax.tree.unflatten(structure, leaves)
+
+
+def test_response_sees_its_own_prompt_and_no_other_response():
+  policy, batch = tiny.policy(), tiny.rollouts()
+  other = batch.response.copy()
+  other[1, 2] = (other[1, 2] + 1) % 13
+
+  def outputs(prompt, response):
+    _, context = _prefill(policy, prompt, batch.prompt_mask)
+    return np.asarray(_extend(policy, response, context)[0])
+
+  before = outputs(batch.prompt, batch.response)
+  moved = (outputs(batch.prompt, other) != before).any(axis=(2, 3))
+  np.testing.assert_array_equal(np.argwhere(moved), [[1, 2]])
+  prompt = batch.prompt.copy()
+  prompt[2, -1] = (prompt[2, -1] + 1) % 13
+  moved = (outputs(prompt, batch.response) != before).any(axis=(2, 3))
+  np.testing.assert_array_equal(moved, np.broadcast_to([[False], [False], [True]],
+                                                       moved.shape))
+
+
+@pytest.mark.parametrize('side', ['left', 'right'])
+@_each(_SOME)
+def test_padding_does_not_change_real_outputs(switches, side):
+  policy = tiny.policy(**switches)
+  tokens, mask = tiny.prompts((4, 1, 6))
+  if side == 'right':
+    mask = mask[:, ::-1]
+  positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
+  logits = tiny.call(policy, tokens, positions, mask)
+  garbage = np.where(mask, tokens, (tokens + 5) % 13)
+  again = tiny.call(policy, garbage, positions, mask)
+  np.testing.assert_array_equal(logits[mask], again[mask])
+  wider = ((0, 0), (3, 0) if side == 'left' else (0, 3))
+  more = [np.pad(x, wider) for x in (tokens, positions, mask)]
+  _close(tiny.call(policy, *more)[more[2]], logits[mask])
+
+
+# Every path through the decoder gives the same outputs.
+
+
+@_each(_SOME)
+def test_prefill_and_extend_equal_one_whole_call(switches):
+  policy, batch = tiny.policy(**switches), tiny.rollouts()
+  width = batch.prompt.shape[1]
+  expected = _whole(policy, batch)
+  last, context = _prefill(policy, batch.prompt, batch.prompt_mask)
+  hidden, _ = _extend(policy, batch.response, context)
+  _close(policy.logits(last), expected[:, 0, width - 1])
+  _close(policy.logits(hidden), expected[:, :, width:])
+
+
+@pytest.mark.parametrize('unrolled', [False, True], ids=['scanned', 'unrolled'])
+@pytest.mark.parametrize('chunks', [(1,) * 8, (4, 4), (1, 4, 3)], ids=str)
+@_each(_SOME)
+def test_cache_equals_no_cache(switches, chunks, unrolled):
+  policy = tiny.policy(**switches)
+  batch = tiny.rollouts((4, 6), samples=2, width=8)
+  _, context = _prefill(policy, batch.prompt, batch.prompt_mask)
+  expected, _ = _extend(policy, batch.response, context)
+  if unrolled:
+    policy = policy.unstack()
+    _, context = _prefill(policy, batch.prompt, batch.prompt_mask)
+
+  def empty(kv):  # ten slots for eight tokens, filled with what must not be seen
+    *lead, heads, _, size = kv.shape
+    return jnp.full((*lead, 2, heads, 10, size), 7.0)
+
+  cache = policies.Cache(jax.tree.map(empty, context.layers), jnp.int32(0))
+  outputs = []
+  for tokens in np.split(batch.response, np.cumsum(chunks)[:-1], axis=-1):
+    hidden, layers = _extend(policy, tokens, context, cache)
+    cache = _append(cache, layers)
+    outputs.append(hidden)
+  assert cache.length == 8
+  _close(np.concatenate(outputs, axis=2), expected)
+
+
+@_each(_EVERY)
+def test_unstacked_equals_stacked(switches):
+  policy, batch = tiny.policy(**switches), tiny.rollouts()
+  unstacked = policy.unstack()
+  assert len(unstacked.blocks) == policy.config.layers
+  assert not isinstance(policy.blocks, tuple | list)  # the original is untouched
+  _close(_whole(unstacked, batch), _whole(policy, batch))
+
+
+@pytest.mark.parametrize('remat', ['dots', 'full'])
+def test_remat_gives_the_same_gradient(remat):
+  inputs = tiny.sequences(tiny.rollouts())
+  loss = jax.jit(jax.grad(lambda policy: jnp.sum(jnp.sin(policy(*inputs)))))
+  expected = jax.tree.leaves(loss(tiny.policy()))
+  for a, b in zip(jax.tree.leaves(loss(tiny.policy(remat=remat))), expected,
+                  strict=True):
+    _close(a, b, 1e-4)
+
+
+@pytest.mark.parametrize(('remat', 'recomputes'), [
+  ('none', False), ('dots', True), ('full', True)])
+def test_remat_is_what_the_configuration_says(remat, recomputes):
+  inputs = tiny.sequences(tiny.rollouts())
+  gradient = jax.grad(lambda policy: jnp.sum(policy(*inputs)))
+  assert ('remat' in str(jax.make_jaxpr(gradient)(tiny.policy(remat=remat)))
+          ) == recomputes
+
+
+# Positions.
+
+
+def test_rotary_product_depends_on_the_distance_only():
+  config = tiny.policy().config
+  queries, keys = np.random.default_rng(0).normal(size=(2, 1, 8)).astype(np.float32)
+
+  def product(p, q):
+    a = transformer.rotate(queries, *transformer.rotary(jnp.int32(p), config))
+    b = transformer.rotate(keys, *transformer.rotary(jnp.int32(q), config))
+    return float(jnp.sum(a * b))
+
+  np.testing.assert_allclose(product(7, 3), product(104, 100), rtol=1e-4)
+  np.testing.assert_allclose(product(3, 7), product(100, 104), rtol=1e-4)
+  assert abs(product(7, 3) - product(7, 4)) > 1e-3
+  np.testing.assert_allclose(product(5, 5), float(np.sum(queries * keys)), rtol=1e-4)
+
+
+@_each({'plain': {}, 'llama3_rope': _SWITCHES['llama3_rope']})
+def test_positions_matter_by_their_differences_only(switches):
+  policy = tiny.policy(**switches)
+  tokens, positions, mask = tiny.sequences(tiny.rollouts())
+  logits = tiny.call(policy, tokens, positions, mask)
+  _close(tiny.call(policy, tokens, positions + 50, mask)[mask], logits[mask], 1e-4)
+  stretched = tiny.call(policy, tokens, 2 * positions, mask)
+  assert np.abs(stretched[mask] - logits[mask]).max() > 1e-3
+
+
+# Dtypes and refusals.
+
+
+def test_low_precision_activations_keep_float32_logits():
+  policy, batch = tiny.policy(dtype='bfloat16'), tiny.rollouts()
+  last, context = _prefill(policy, batch.prompt, batch.prompt_mask)
+  hidden, layers = _extend(policy, batch.response, context)
+  assert {x.dtype for x in jax.tree.leaves((last, hidden, layers))} == {jnp.bfloat16}
+  logits = policy.logits(hidden)
+  assert logits.dtype == jnp.float32
+  assert (logits != logits.astype(jnp.bfloat16)).any()  # not rounded on the way
+  expected = _whole(tiny.policy(), batch)[:, :, batch.prompt.shape[1]:]
+  _close(logits, expected, 0.15)
+
+
+def test_parameters_have_the_dtype_the_configuration_says():
+  config = policies.PolicyConfig(**tiny.SIZES, param_dtype='bfloat16')
+  assert {x.dtype for x in jax.tree.leaves(tiny.shapes(config))} == {jnp.bfloat16}
+
+
+def test_images_are_refused():
+  tokens = np.zeros((1, 2), np.int32)
+  with pytest.raises(ValueError, match='text only: images must be None'):
+    tiny.policy()(tokens, tokens, tokens == 0, images=(tokens, tokens))
