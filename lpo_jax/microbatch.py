@@ -178,7 +178,9 @@ def _judge(objective, statistics, first, logprobs, entropy, groups: Groups, beha
     'actor/loss': mean(found.loss, groups.keep),
     'actor/token_entropy': mean(entropy, seen),
     'mismatch/logp_abs_mean': mean(jnp.abs(gap), seen & (first > 0)),
-    'mismatch/seq_logratio_std': Mean(first * jnp.std(jnp.sum(gap, -1)), first),
+    # Within each group, so that it does not depend on how groups are cut up.
+    'mismatch/seq_logratio_std': mean(jnp.std(jnp.sum(gap, axis=-1), axis=-1),
+                                      groups.keep & (first > 0)),
   }
   return jax.lax.stop_gradient(found.values * share[:, None, None]), metrics
 

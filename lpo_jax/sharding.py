@@ -91,12 +91,11 @@ def state_shardings(tree, mesh: Mesh):
   """
   def place(path, leaf):
     spec = [None] * leaf.ndim
-    for name in reversed([str(getattr(k, 'name', getattr(k, 'key', k))) for k in path]):
-      if name in PARAMETERS and leaf.ndim >= len(PARAMETERS[name]):
-        logical = PARAMETERS[name]
-        for i, axis in enumerate(logical):
-          spec[leaf.ndim - len(logical) + i] = RULES[axis]
-        break
+    # A leaf is .value of its nnx.Param, whose own name stands before it.
+    name = getattr(path[-2], 'name', None) if len(path) > 1 else None
+    logical = PARAMETERS.get(name, ())
+    if leaf.ndim >= len(logical):
+      spec[leaf.ndim - len(logical):] = [RULES[axis] for axis in logical]
     return NamedSharding(mesh, PartitionSpec(*spec))
 
   return jax.tree_util.tree_map_with_path(place, tree)

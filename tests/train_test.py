@@ -70,7 +70,7 @@ def test_a_checkpoint_of_another_shape_is_refused(config, tmp_path):
   train.Run(config, str(tmp_path)).train()
   config.policy.name = 'countdown_small'
   run = train.Run(config, str(tmp_path), override_workdir=True)
-  with pytest.raises(ValueError, match=r'params/embedding/value'):
+  with pytest.raises(ValueError, match='another state.*42 arrays differ'):
     run.train()
 
 

@@ -270,9 +270,8 @@ def test_prefill_and_extend_equal_one_whole_call(switches):
 
 
 @pytest.mark.parametrize('unrolled', [False, True], ids=['scanned', 'unrolled'])
-@pytest.mark.parametrize('chunks', [(1,) * 8, (4, 4), (1, 4, 3)], ids=str)
 @_each(_SOME)
-def test_cache_equals_no_cache(switches, chunks, unrolled):
+def test_cache_equals_no_cache(switches, unrolled):
   policy = tiny.policy(**switches)
   batch = tiny.rollouts((4, 6), samples=2, width=8)
   _, context = _prefill(policy, batch.prompt, batch.prompt_mask)
@@ -287,7 +286,7 @@ def test_cache_equals_no_cache(switches, chunks, unrolled):
 
   cache = policies.Cache(jax.tree.map(empty, context.layers), jnp.int32(0))
   outputs = []
-  for tokens in np.split(batch.response, np.cumsum(chunks)[:-1], axis=-1):
+  for tokens in np.split(batch.response, [1, 2, 3, 7], axis=-1):  # 1 1 1 4 1 tokens
     hidden, layers = _extend(policy, tokens, context, cache)
     cache = _append(cache, layers)
     outputs.append(hidden)
@@ -295,7 +294,7 @@ def test_cache_equals_no_cache(switches, chunks, unrolled):
   _close(np.concatenate(outputs, axis=2), expected)
 
 
-@_each(_EVERY)
+@_each(_SOME)
 def test_unstacked_equals_stacked(switches):
   policy, batch = tiny.policy(**switches), tiny.rollouts()
   unstacked = policy.unstack()
@@ -304,23 +303,18 @@ def test_unstacked_equals_stacked(switches):
   _close(_whole(unstacked, batch), _whole(policy, batch))
 
 
-@pytest.mark.parametrize('remat', ['dots', 'full'])
-def test_remat_gives_the_same_gradient(remat):
+def test_remat_recomputes_and_gives_the_same_gradient():
   inputs = tiny.sequences(tiny.rollouts())
   loss = jax.jit(jax.grad(lambda policy: jnp.sum(jnp.sin(policy(*inputs)))))
-  expected = jax.tree.leaves(loss(tiny.policy()))
-  for a, b in zip(jax.tree.leaves(loss(tiny.policy(remat=remat))), expected,
-                  strict=True):
-    _close(a, b, 1e-4)
-
-
-@pytest.mark.parametrize(('remat', 'recomputes'), [
-  ('none', False), ('dots', True), ('full', True)])
-def test_remat_is_what_the_configuration_says(remat, recomputes):
-  inputs = tiny.sequences(tiny.rollouts())
-  gradient = jax.grad(lambda policy: jnp.sum(policy(*inputs)))
-  assert ('remat' in str(jax.make_jaxpr(gradient)(tiny.policy(remat=remat)))
-          ) == recomputes
+  gradients = {}
+  for remat in ('none', 'dots', 'full'):
+    traced = loss.trace(tiny.policy(remat=remat))
+    assert ('remat' in str(traced.jaxpr)) == (remat != 'none')
+    compiled = traced.lower().compile()
+    gradients[remat] = jax.tree.leaves(compiled(tiny.policy(remat=remat)))
+  for remat in ('dots', 'full'):
+    for a, b in zip(gradients[remat], gradients['none'], strict=True):
+      _close(a, b, 1e-4)
 
 
 # Positions.
@@ -358,7 +352,8 @@ def test_low_precision_activations_keep_float32_logits():
   policy, batch = tiny.policy(dtype='bfloat16'), tiny.rollouts()
   last, context = _prefill(policy, batch.prompt, batch.prompt_mask)
   hidden, layers = _extend(policy, batch.response, context)
-  assert {x.dtype for x in jax.tree.leaves((last, hidden, layers))} == {jnp.bfloat16}
+  assert all(x.dtype == jnp.bfloat16
+             for x in jax.tree.leaves((last, hidden, layers)))
   logits = policy.logits(hidden)
   assert logits.dtype == jnp.float32
   assert (logits != logits.astype(jnp.bfloat16)).any()  # not rounded on the way
@@ -368,7 +363,7 @@ def test_low_precision_activations_keep_float32_logits():
 
 def test_parameters_have_the_dtype_the_configuration_says():
   config = policies.PolicyConfig(**tiny.SIZES, param_dtype='bfloat16')
-  assert {x.dtype for x in jax.tree.leaves(tiny.shapes(config))} == {jnp.bfloat16}
+  assert all(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(tiny.shapes(config)))
 
 
 def test_images_are_refused():

@@ -64,5 +64,9 @@ def _scores(queries: Array, part: Part) -> Array:
 
 def _mix(weights: Array, part: Part) -> Array:
   """Return the weighted sum of a part's values, [B, K, Hkv, N, G, d]."""
-  spec = 'bkhngs,bhsd->bkhngd' if part.keys.ndim == 4 else 'bkhngs,bkhsd->bkhngd'
-  return jnp.einsum(spec, weights, part.values, preferred_element_type=jnp.float32)
+  if part.values.ndim == 4:  # heads first: one product per head, in matmul order
+    mixed = jnp.einsum('bkhngs,bhsd->bhkngd', weights, part.values,
+                       preferred_element_type=jnp.float32)
+    return jnp.swapaxes(mixed, 1, 2)
+  return jnp.einsum('bkhngs,bkhsd->bkhngd', weights, part.values,
+                    preferred_element_type=jnp.float32)

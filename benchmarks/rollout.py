@@ -1,0 +1,95 @@
+"""Tokens per second of the sampler, beside transformers' `generate`.
+
+python -m benchmarks.rollout [--shape=W1,W2] [--reps=5] [--json=FILE]
+
+Both sample B prompts x K responses of exactly N tokens at temperature 1, with no stop
+token, from a random policy of one shape in float32; `lpo_jax` returns every token's
+log-probability too. The peer needs `pip install torch`; without it only our rows are
+printed. Sampled tokens count, prompts do not.
+"""
+
+import dataclasses
+import itertools
+
+from benchmarks import shapes, timing
+
+
+def main() -> None:
+  """Time what the command line asks for."""
+  args = timing.parser(__doc__, {
+    'chunk': ('32,64,128', 'tokens between two growths of our cache'),
+    'cache': ('dynamic,static', 'key-value cache of generate')}).parse_args()
+  policy = shapes.policy_config()
+  fields = dataclasses.asdict(policy)
+
+  def contest(shape: shapes.Shape):
+    batch, samples, width, new = shape
+    rows = batch * samples
+    decode = shapes.forward_flops(policy, rows, width, new - 1, new - 1)
+    prefill = shapes.forward_flops(policy, 1, 0, width, 1)
+    chunks = sorted({min(int(chunk), new) for chunk in args.chunk.split(',')})
+    entries = [
+      timing.Entry(timing.OURS, f'chunk={chunk}', ours, (shape, fields, chunk),
+                   batch * prefill + decode) for chunk in chunks]
+    entries += [
+      timing.Entry('transformers generate', f'{cache} cache', theirs,
+                   (shape, fields, cache), rows * prefill + decode)
+      for cache in args.cache.split(',')]
+    return rows * new, entries
+
+  timing.run('rollout', args, contest)
+
+
+def ours(shape: shapes.Shape, fields: dict, chunk: int):
+  """Build our sampler; each side is imported in its own process only."""
+  import jax
+  import numpy as np
+
+  from lpo_jax import policy as policies
+  from lpo_jax import sampler
+
+  _, samples, _, new = shape
+  config = policies.PolicyConfig(**fields)
+  policy = jax.jit(lambda key: policies.Policy(config, key))(jax.random.key(0))
+  prompt, _ = shapes.batch(shape, config.vocab_size)
+  mask = np.ones(prompt.shape, bool)
+  seeds = itertools.count()
+
+  def once():
+    return jax.block_until_ready(sampler.sample(
+      policy, prompt, mask, jax.random.key(next(seeds)), samples_per_prompt=samples,
+      max_new_tokens=new, chunk=chunk))
+
+  def check(rollouts):
+    assert rollouts.response_mask.shape == (*shape[:2], new)
+    assert rollouts.response_mask.all(), 'a response is shorter than asked for'
+    assert (rollouts.logprobs < 0).all()
+
+  return once, check
+
+
+def theirs(shape: shapes.Shape, fields: dict, cache: str):
+  """Build transformers' generate, with the settings TRL's GRPOTrainer gives it."""
+  import torch
+
+  batch, samples, width, new = shape
+  policy = shapes.torch_policy(fields, longest=width + new).eval()
+  prompt = torch.from_numpy(shapes.batch(shape, fields['vocab_size'])[0]).long()
+  static = {'cache_implementation': 'static'} if cache == 'static' else {}
+
+  def once():
+    with torch.inference_mode():
+      return policy.generate(
+        input_ids=prompt, attention_mask=torch.ones_like(prompt), do_sample=True,
+        temperature=1.0, top_p=1.0, top_k=0, repetition_penalty=1.0,
+        num_return_sequences=samples, max_new_tokens=new, eos_token_id=None,
+        pad_token_id=0, disable_compile=True, **static)
+
+  def check(sequences):
+    assert sequences.shape == (batch * samples, width + new), sequences.shape
+
+  return once, check
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,133 @@
+"""Tokens per second of one update, beside a plain torch update of the same policy.
+
+python -m benchmarks.update [--shape=W1,W2] [--reps=5] [--json=FILE]
+
+Both take one AdamW step, behind a clip of the gradient's norm, on B prompts x K
+responses of N tokens, accumulating the gradient over microbatches, in float32: we with
+LPO (forward KL, token clip 0.2), torch with GRPO's clipped loss. The peer needs
+`pip install torch`; without it only our rows are printed. B K (P + N) tokens count on
+both sides, although we compute each prompt once for its K responses.
+"""
+
+import dataclasses
+
+from benchmarks import shapes, timing
+
+LEARNING_RATE = 1e-4
+TOKEN_CLIP = 0.2
+CLIP_NORM = 1.0
+
+
+def main() -> None:
+  """Time what the command line asks for."""
+  args = timing.parser(__doc__, {
+    'micro_prompts': ('1,2', 'groups to a microbatch of ours'),
+    'torch_micro': ('4,8,16', 'sequences to a microbatch of torch')}).parse_args()
+  policy = shapes.policy_config()
+  fields = dataclasses.asdict(policy)
+
+  def contest(shape: shapes.Shape):
+    batch, samples, width, new = shape
+    rows = batch * samples
+    shared = (shapes.forward_flops(policy, batch, 0, width, 0)
+              + shapes.forward_flops(policy, rows, width, new, new))
+    whole = shapes.forward_flops(policy, rows, 0, width + new, new + 1)
+    entries = [
+      timing.Entry(timing.OURS, f'micro_prompts={micro}', ours, (shape, fields, micro),
+                   3 * shared) for micro in _divisors(args.micro_prompts, batch)]
+    entries += [
+      timing.Entry('torch', f'{micro} sequences', theirs, (shape, fields, micro),
+                   3 * whole) for micro in _divisors(args.torch_micro, rows)]
+    return rows * (width + new), entries
+
+  timing.run('update', args, contest)
+
+
+def _divisors(values: str, whole: int) -> list[int]:
+  """Return the values that divide `whole`, at least 1 of them."""
+  found = [int(value) for value in values.split(',') if whole % int(value) == 0]
+  if not found:
+    raise SystemExit(f'none of {values} divides {whole}')
+  return found
+
+
+def ours(shape: shapes.Shape, fields: dict, micro_prompts: int):
+  """Build our update; each side is imported in its own process only."""
+  import jax
+  import jax.numpy as jnp
+  import numpy as np
+
+  from lpo_jax import microbatch, objective, optimizer, types, update
+  from lpo_jax import policy as policies
+
+  batch, samples, _, _ = shape
+  config = policies.PolicyConfig(**fields)
+  settings = optimizer.OptimizerConfig(learning_rate=LEARNING_RATE, clip_norm=CLIP_NORM)
+  transform = optimizer.build(settings)
+  step = jax.jit(update.make_update(
+    objective.build(objective.ObjectiveConfig('lpo_fwd', token_clip=TOKEN_CLIP),
+                    samples),
+    transform, optimizer.schedule(settings),
+    microbatch.UpdateConfig(micro_prompts=micro_prompts)), donate_argnums=0)
+  prompt, response = shapes.batch(shape, config.vocab_size)
+  rewards = np.random.default_rng(2).integers(0, 2, (batch, samples))
+  groups = jax.device_put(types.Groups(
+    types.Rollouts(prompt, np.ones(prompt.shape, bool), response,
+                   np.ones(response.shape, bool),
+                   np.zeros(response.shape, np.float32)),
+    rewards.astype(np.float32), np.zeros(rewards.shape, np.float32),
+    np.ones(batch, bool)))
+  params = jax.jit(lambda key: policies.Policy(config, key))(jax.random.key(0))
+  state = types.TrainState(jnp.int32(0), params, transform.init(params), jnp.int32(0))
+
+  def once():
+    nonlocal state
+    state, metrics = jax.block_until_ready(step(state, groups))
+    return metrics
+
+  def check(metrics):
+    assert float(metrics['actor/useful_frac']) == 1, 'the update was skipped'
+    assert float(metrics['response_length/mean']) == shape.new_tokens
+
+  return once, check
+
+
+def theirs(shape: shapes.Shape, fields: dict, micro: int):
+  """Build the torch update: fused AdamW, fused attention, only the needed logits."""
+  import torch
+
+  batch, samples, width, new = shape
+  rows = batch * samples
+  policy = shapes.torch_policy(fields, longest=width + new).train()
+  optimizer = torch.optim.AdamW(policy.parameters(), lr=LEARNING_RATE, fused=True)
+  prompt, response = map(torch.from_numpy, shapes.batch(shape, fields['vocab_size']))
+  sequences = torch.cat([prompt.repeat_interleave(samples, 0),
+                         response.reshape(rows, new)], 1).long()
+  advantages = torch.randn(rows, 1, generator=torch.Generator().manual_seed(2))
+
+  def once():
+    optimizer.zero_grad(set_to_none=True)
+    total = 0.0
+    for part, advantage in zip(sequences.split(micro), advantages.split(micro),
+                               strict=True):
+      logits = policy(input_ids=part, logits_to_keep=new + 1, use_cache=False).logits
+      logprobs = torch.log_softmax(logits[:, :-1], -1).gather(
+        2, part[:, width:, None])[..., 0]
+      ratio = torch.exp(logprobs - logprobs.detach())
+      clipped = ratio.clamp(1 - TOKEN_CLIP, 1 + TOKEN_CLIP)
+      loss = -torch.minimum(ratio * advantage, clipped * advantage).mean()
+      (loss * (micro / rows)).backward()
+      total += loss.detach()
+    torch.nn.utils.clip_grad_norm_(policy.parameters(), CLIP_NORM)
+    optimizer.step()
+    return logprobs, total
+
+  def check(result):
+    logprobs, total = result
+    assert logprobs.shape == (micro, new) and torch.isfinite(total)
+
+  return once, check
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,140 @@
+"""Every parameter has its place on the mesh, and what does not fit is named."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec
+
+from lpo_jax import optimizer, sharding
+from lpo_jax import policy as policies
+from lpo_jax.types import TrainState
+from tests import tiny
+
+_SWITCHES = {'plain': {}, 'all': dict(qkv_bias=True, qk_norm=True),
+             'tied': dict(tied_embeddings=True)}
+_ROWS = PartitionSpec(None, 'fsdp', 'tensor')  # the layer axis first
+_COLUMNS = PartitionSpec(None, 'tensor', 'fsdp')
+_EXPECTED = {
+  'embedding': PartitionSpec('tensor', 'fsdp'),
+  'unembedding': PartitionSpec('fsdp', 'tensor'),
+  **dict.fromkeys(['query', 'key', 'value', 'gate', 'up'], _ROWS),
+  **dict.fromkeys(['out', 'down'], _COLUMNS),
+  **dict.fromkeys(['query_bias', 'key_bias', 'value_bias'],
+                  PartitionSpec(None, 'tensor')),
+}
+
+
+def _shapes(switches):
+  return tiny.shapes(policies.PolicyConfig(**{**tiny.SIZES, **switches}))
+
+
+def _placed(tree, mesh):
+  """Return {name: (spec, shape)} of the parameters of a tree."""
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  places = jax.tree.leaves(sharding.state_shardings(tree, mesh))
+  return {path[-2].name: (place.spec, leaf.shape)
+          for (path, leaf), place in zip(leaves, places, strict=True)}
+
+
+def _same(spec, expected, ndim):
+  mesh = sharding.make_mesh((2, 2, 2))
+  return jax.sharding.NamedSharding(mesh, spec).is_equivalent_to(
+    jax.sharding.NamedSharding(mesh, expected), ndim)
+
+
+@pytest.mark.parametrize('switches', _SWITCHES.values(), ids=_SWITCHES.keys())
+def test_every_parameter_is_split_as_its_name_says(switches):
+  placed = _placed(_shapes(switches), sharding.make_mesh((2, 2, 2)))
+  for name, (spec, shape) in placed.items():
+    expected = _EXPECTED.get(name, PartitionSpec())
+    assert _same(spec, expected, len(shape)), (name, spec)
+    assert name in _EXPECTED or 'norm' in name, f'{name} is copied to every device'
+
+
+def test_every_name_of_the_table_is_a_parameter():
+  switches = dict(qkv_bias=True, qk_norm=True)
+  placed = _placed(_shapes(switches), sharding.make_mesh((1, 1, 1)))
+  assert set(sharding.PARAMETERS) <= set(placed)
+
+
+def test_moments_live_where_their_parameters_do_and_counts_everywhere():
+  params = _shapes(_SWITCHES['all'])
+  transform = optimizer.build(optimizer.OptimizerConfig())
+  scalar = jax.ShapeDtypeStruct((), np.int32)
+  state = TrainState(scalar, params, jax.eval_shape(transform.init, params), scalar)
+  mesh = sharding.make_mesh((2, 2, 2))
+  places = sharding.state_shardings(state, mesh)
+  for moment in ('mu', 'nu'):
+    assert (optax.tree_utils.tree_get(places.opt_state, moment) == places.params)
+  assert places.step.spec == places.skipped.spec == PartitionSpec()
+  counts = optax.tree_utils.tree_get_all_with_path(places.opt_state, 'count')
+  assert counts and all(place.spec == PartitionSpec() for _, place in counts)
+
+
+@pytest.mark.parametrize('shape,axes,message', [
+  ((1, 1), ('data', 'model'), r"mesh.axes=\('data', 'model'\): name each of"),
+  ((1, 1, 1), ('data', 'fsdp', 'model'), r'mesh.shape=\(1, 1, 1\) with mesh.axes='),
+  ((1, 1), sharding.AXES, r'mesh.shape=\(1, 1\) with .* one size each'),
+  ((2, 1, 1, 1), (*sharding.AXES, 'data'), r'mesh.shape=\(2, 1, 1, 1\)'),
+  ((4, 2, 2), sharding.AXES, r'\(4, 2, 2\) needs 16 devices, but 8 are here: make'),
+  ((0, 1, 1), sharding.AXES, r'\(0, 1, 1\) needs 0 devices, but 8 are here'),
+])
+def test_a_mesh_that_cannot_be_is_named_with_the_remedy(shape, axes, message):
+  with pytest.raises(ValueError, match=message):
+    sharding.make_mesh(shape, axes)
+
+
+def test_axes_may_come_in_any_order_and_leave_devices_unused():
+  mesh = sharding.make_mesh((2, 1, 2), ('tensor', 'data', 'fsdp'))
+  assert dict(mesh.shape) == {'tensor': 2, 'data': 1, 'fsdp': 2}
+  assert sharding.batch_shards(mesh) == 2
+
+
+@pytest.mark.parametrize('sizes,message', [
+  (dict(batch=6), 'batch=6 does not split over mesh axes dataxfsdp of size 4'),
+  (dict(kv_heads=3), 'kv_heads=3 does not split over mesh axes tensor of size 2'),
+  (dict(heads=4, embed=5), 'embed=5 does not split over mesh axes fsdp of size 2'),
+  (dict(vocab=7), 'vocab=7 .* tensor'), (dict(mlp=7), 'mlp=7 .* tensor'),
+])
+def test_a_size_that_does_not_split_is_named(sizes, message):
+  with pytest.raises(ValueError, match=message):
+    sharding.check_divisible(sharding.make_mesh((2, 2, 2)), sizes)
+
+
+def test_sizes_that_split_pass():
+  sharding.check_divisible(sharding.make_mesh((2, 2, 2)), dict(
+    batch=8, heads=4, kv_heads=2, embed=6, vocab=14, mlp=2))
+
+
+@pytest.mark.parametrize('shape,shards', [((1, 1, 1), 1), ((8, 1, 1), 8),
+                                          ((2, 2, 2), 4), ((1, 4, 2), 4)])
+def test_the_batch_is_split_over_data_and_fsdp(shape, shards):
+  mesh = sharding.make_mesh(shape)
+  assert sharding.batch_shards() == 1  # no mesh in context
+  with jax.set_mesh(mesh):
+    assert sharding.batch_shards() == sharding.batch_shards(mesh) == shards
+  rows = {'tokens': np.arange(16).reshape(8, 2), 'keep': np.arange(8) > 3}
+  placed = sharding.shard_batch(rows, mesh)
+  for name, x in placed.items():
+    np.testing.assert_array_equal(x, rows[name])
+    assert x.sharding.shard_shape(x.shape)[0] == 8 // shards
+    assert x.sharding.shard_shape(x.shape)[1:] == x.shape[1:]
+
+
+def test_replicated_is_whole_on_every_device():
+  x = jax.device_put(np.ones((4, 4)), sharding.replicated(sharding.make_mesh((2, 2, 2))))
+  assert x.sharding.is_fully_replicated and len(x.devices()) == 8
+
+
+def test_activations_are_left_alone_outside_a_mesh():
+  x = np.ones((8, 3))
+  assert sharding.constrain_batch(x) is x
+
+
+def test_activations_are_split_along_the_batch_inside_a_mesh():
+  mesh = sharding.make_mesh((2, 2, 2))
+  with jax.set_mesh(mesh):
+    x = jax.device_put(np.ones((8, 3)), sharding.replicated(mesh))
+    y = jax.jit(sharding.constrain_batch)(x)
+  assert y.sharding.shard_shape(y.shape)[0] == 2
