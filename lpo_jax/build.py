@@ -96,6 +96,9 @@ def check(config) -> None:
       f'sampling.top_k={top_k}, sampling.top_p={top_p}: '
       'a truncated pi_b is not the policy that learns; set top_k=0 and top_p=1, or '
       'sampling.allow_truncated=True')
+  if config.samples_per_prompt == 1 and config.objective.skip_flat_groups:
+    raise ValueError('samples_per_prompt=1 with objective.skip_flat_groups=True would '
+                     'skip every group; set objective.skip_flat_groups=False')
   if config.sampling.temperature <= 0:
     raise ValueError(f'sampling.temperature={config.sampling.temperature}: must be > 0 '
                      'to train; only eval.temperature may be 0')
@@ -117,7 +120,6 @@ def _objective(config) -> objective.ObjectiveConfig:
   return objective.ObjectiveConfig(
     name=config.objective.name, score=config.objective.score,
     token_clip=config.objective.token_clip,
-    skip_flat_groups=config.objective.skip_flat_groups,
     temperature_rule=temperature.rule, temperature_value=temperature.value,
     alpha=config.objective.alpha, clip_low=config.objective.clip_low,
     clip_high=config.objective.clip_high, aggregation=config.objective.aggregation)

@@ -106,7 +106,6 @@ class ObjectiveConfig:
   name: str = 'lpo_fwd'  # one of NAMES
   score: str = 'mean'  # LPO: a sequence's log-ratio is its tokens' 'mean' or 'sum'
   token_clip: float | None = 0.2  # LPO: no gradient outside log(1 -+ this); None: all
-  skip_flat_groups: bool = False  # groups of equal rewards count in no mean
   temperature_rule: str = 'group_std'  # LPO: one of TEMPERATURE_RULES
   temperature_value: float = 1.0  # tau itself (constant), its factor, or what to solve
   alpha: float = 0.5  # lpo_alpha only; 0 is reverse KL, 1 forward KL
@@ -176,11 +175,7 @@ def build(config: ObjectiveConfig,
     chex.assert_shape([group.logprobs, group.behavior_logprobs, group.mask],
                       (samples_per_prompt, None))
     chex.assert_shape([group.rewards, group.anchor_scores], (samples_per_prompt,))
-    answer = objective(jax.lax.stop_gradient(group))
-    if config.skip_flat_groups:
-      keep = ~geometry.is_flat(group.rewards)
-      answer = jax.tree.map(lambda x: jnp.where(keep, x, 0.0), answer)
-    return answer
+    return objective(jax.lax.stop_gradient(group))
 
   return coefficients
 
@@ -290,9 +285,6 @@ def _check_group_size(config: ObjectiveConfig, samples_per_prompt: int):
     if rule not in _RULES_FOR_ONE:
       raise ValueError(f'samples_per_prompt=1 with temperature_rule={rule}: K = 1 with '
                        'a group rule; use constant or batch_std')
-    if config.skip_flat_groups:
-      raise ValueError('samples_per_prompt=1 with skip_flat_groups=True would skip '
-                       'every group; set skip_flat_groups=False')
   reads_rule = config.name not in _METHODS
   if reads_rule and rule == 'target_ess' and value > samples_per_prompt:
     raise ValueError(f'temperature_value={value} with temperature_rule=target_ess is '

@@ -97,8 +97,7 @@ def program(make=None, **choices):
   It maps (*arguments, TrainState, Groups) to (TrainState, metrics).
   """
   config = UpdateConfig(**choices)
-  plain = objective.build(
-    objective.ObjectiveConfig(skip_flat_groups=config.skip_flat_groups), SAMPLES)
+  plain = objective.build(objective.ObjectiveConfig(), SAMPLES)
 
   def step(*arguments):
     *arguments, state, groups = arguments

@@ -223,7 +223,7 @@ def test_flat_group_has_no_gradient_on_policy(name):
   np.testing.assert_allclose(_batched(name)(_stack(groups)).values, 0, atol=1e-7)
 
 
-def test_flat_group_off_policy_is_pulled_to_the_anchor_unless_skipped():
+def test_flat_group_off_policy_is_pulled_to_the_anchor():
   group = _group(rewards=np.full(_K, 0.1))
   s = _scores(group.logprobs, group, 'mean')
   pull = jax.nn.softmax(s) - jax.nn.softmax(group.anchor_scores)
@@ -231,11 +231,6 @@ def test_flat_group_off_policy_is_pulled_to_the_anchor_unless_skipped():
   answer = _answer(group, token_clip=None)
   np.testing.assert_allclose(
     answer.values, np.where(group.mask, (pull / lengths)[:, None], 0), atol=1e-6)
-  skipped = _answer(group, token_clip=None, skip_flat_groups=True)
-  assert not np.any(skipped.values)
-  assert all(float(mean.count) == 0 for mean in skipped.metrics.values())
-  kept = _answer(_group(), skip_flat_groups=True)
-  np.testing.assert_array_equal(kept.values, _answer(_group()).values)
 
 
 @pytest.mark.parametrize('name', objective.NAMES)
@@ -346,9 +341,6 @@ def test_what_the_group_size_rules_out_is_refused_at_build():
   config = objective.ObjectiveConfig(temperature_rule='target_ess', temperature_value=9)
   with pytest.raises(ValueError, match='temperature_value=9.*samples_per_prompt=8'):
     objective.build(config, 8)
-  config = objective.ObjectiveConfig(temperature_rule='constant', skip_flat_groups=True)
-  with pytest.raises(ValueError, match='samples_per_prompt=1 with skip_flat_groups'):
-    objective.build(config, 1)
   with pytest.raises(ValueError, match='samples_per_prompt=0'):
     objective.build(objective.ObjectiveConfig(), 0)
 
