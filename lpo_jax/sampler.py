@@ -88,7 +88,7 @@ def sample(policy: policies.Policy, prompt: Array, prompt_mask: Array, key: Arra
       if done.all():
         break
       rows, places = _compact_if_worth(rows, places, done)
-      if start + chunk > capacity and capacity < max_new_tokens:
+      if start + chunk - 1 > capacity and capacity < max_new_tokens:
         capacity = min(2 * capacity, max_new_tokens)
         rows = _grow(rows, capacity=capacity)
     steps = min(chunk, max_new_tokens - start, capacity - start + 1)
@@ -140,7 +140,9 @@ def _decode(policy, rows, out, places, choice, *, steps, pad_token, unroll, **st
 
   def one_token(carry):
     step, cache, token, done, (tokens, mask, logprobs) = carry
-    hidden, layers = policy.extend(token[..., None], rows.prompt, cache)
+    # The barrier orders the cache's reads before its writes, else XLA copies it.
+    hidden, layers = jax.lax.optimization_barrier(
+      policy.extend(token[..., None], rows.prompt, cache))
     logits = policy.logits(hidden[:, :, 0])
     token, logprob = _choose(rows.keys, start + step, logits, choice, **statics)
     token = jnp.where(done, pad_token, token)

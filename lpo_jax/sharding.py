@@ -51,7 +51,7 @@ def make_mesh(shape: tuple[int, ...], axes: tuple[str, ...] = AXES) -> Mesh:
   Raises:
     ValueError: if an axis is unknown, the lengths differ, or devices are too few.
   """
-  if len(shape) != len(axes) or set(axes) != set(AXES):
+  if len(shape) != len(axes) or sorted(axes) != sorted(AXES):
     raise ValueError(
       f'mesh.shape={tuple(shape)} with mesh.axes={tuple(axes)}: name each of {AXES} '
       'once, with one size each (1 leaves an axis unused)'

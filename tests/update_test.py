@@ -189,7 +189,8 @@ def _spoiled(kind):
     norm = state.params.final_norm[...].at[0].set(jnp.nan)
     state.params.final_norm = type(state.params.final_norm)(norm)
     return state, groups
-  record = np.where(groups.rollouts.response_mask, np.float32(kind), 0)
+  record = groups.rollouts.logprobs.copy()
+  record[..., 0] = float(kind)  # the other tokens stay inside the band
   return state, groups.replace(rollouts=groups.rollouts.replace(logprobs=record))
 
 
@@ -214,7 +215,9 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_counted(kind):
 
 def test_one_spoiled_minibatch_leaves_the_other_to_be_learned_from():
   groups = learner.groups(8)
-  groups.rollouts.logprobs[1, 0, 0] = np.nan  # row 1 is in the second minibatch
+  record = groups.rollouts.logprobs.copy()
+  record[1, 0, 0] = np.nan  # row 1 is in the second minibatch
+  groups = groups.replace(rollouts=groups.rollouts.replace(logprobs=record))
   state, metrics = learner.program(**_TWICE, behavior='sampler')(_start(), groups)
   assert float(metrics['actor/skipped_frac']) == 0.5
   assert int(state.skipped) == 1

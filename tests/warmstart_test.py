@@ -92,7 +92,8 @@ def test_demonstrations_are_rollouts_of_one_response_each():
   assert not batch.logprobs.any()
 
 
-@pytest.mark.parametrize('text,count', [('1 + 2 + 3 + 4', 8), ('1 + 2 + 3 </answer>', 6)])
+@pytest.mark.parametrize('text,count', [
+  ('1 + 2 + 3 + 4', 8), ('1 + 2 + 3 </answer>', 6)])
 def test_a_demonstration_that_does_not_fit_is_named(text, count):
   name = tasks.get('countdown').problems('train')[1].id
   with pytest.raises(ValueError, match=f"'{name}' has {count} tokens: .*_tokens=5"):
