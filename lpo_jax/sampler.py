@@ -140,9 +140,7 @@ def _decode(policy, rows, out, places, choice, *, steps, pad_token, unroll, **st
 
   def one_token(carry):
     step, cache, token, done, (tokens, mask, logprobs) = carry
-    # The barrier orders the cache's reads before its writes, else XLA copies it.
-    hidden, layers = jax.lax.optimization_barrier(
-      policy.extend(token[..., None], rows.prompt, cache))
+    hidden, cache = policy.extend(token[..., None], rows.prompt, cache)
     logits = policy.logits(hidden[:, :, 0])
     token, logprob = _choose(rows.keys, start + step, logits, choice, **statics)
     token = jnp.where(done, pad_token, token)
@@ -153,7 +151,7 @@ def _decode(policy, rows, out, places, choice, *, steps, pad_token, unroll, **st
     chunk = (write(tokens, token), write(mask, ~done),
              write(logprobs, jnp.where(done, 0.0, logprob)))
     done |= jnp.isin(token, choice.stop_tokens)
-    return step + 1, policies.append(cache, layers), token, done, chunk
+    return step + 1, cache, token, done, chunk
 
   carry = (jnp.int32(0), rows.cache, rows.token, rows.done, chunk)
   _, cache, token, done, chunk = jax.lax.while_loop(unfinished, one_token, carry)

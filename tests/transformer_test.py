@@ -28,7 +28,6 @@ _SOME = {'plain': {}, 'sliding_window': dict(sliding_window=3), 'all': _ALL}
 
 _prefill = jax.jit(policies.Policy.prefill)
 _extend = jax.jit(policies.Policy.extend)
-_append = jax.jit(policies.append)
 
 
 def _each(cases):
@@ -287,8 +286,7 @@ def test_cache_equals_no_cache(switches, unrolled):
   cache = policies.Cache(jax.tree.map(empty, context.layers), jnp.int32(0))
   outputs = []
   for tokens in np.split(batch.response, [1, 2, 3, 7], axis=-1):  # 1 1 1 4 1 tokens
-    hidden, layers = _extend(policy, tokens, context, cache)
-    cache = _append(cache, layers)
+    hidden, cache = _extend(policy, tokens, context, cache)
     outputs.append(hidden)
   assert cache.length == 8
   _close(np.concatenate(outputs, axis=2), expected)
@@ -351,9 +349,9 @@ def test_positions_matter_by_their_differences_only(switches):
 def test_low_precision_activations_keep_float32_logits():
   policy, batch = tiny.policy(dtype='bfloat16'), tiny.rollouts()
   last, context = _prefill(policy, batch.prompt, batch.prompt_mask)
-  hidden, layers = _extend(policy, batch.response, context)
-  assert all(x.dtype == jnp.bfloat16
-             for x in jax.tree.leaves((last, hidden, layers)))
+  hidden, _ = _extend(policy, batch.response, context)
+  outputs = last, hidden, context.layers
+  assert all(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(outputs))
   logits = policy.logits(hidden)
   assert logits.dtype == jnp.float32
   assert (logits != logits.astype(jnp.bfloat16)).any()  # not rounded on the way

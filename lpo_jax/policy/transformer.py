@@ -5,8 +5,8 @@ a leading layer axis and scanned. A forward pass has two halves that every calle
 composes:
 
   prefill  [B, P]     prompts      -> their last outputs and one Prompt of keys/values
-  extend   [B, K, N]  responses    -> outputs; they attend to the shared Prompt, to a
-                                      Cache of earlier tokens, and to themselves
+  extend   [B, K, N]  responses    -> outputs and the grown Cache; they attend to the
+                                      shared Prompt, to earlier tokens, to themselves
 
 Training is prefill + extend; sampling is prefill, then extend by one token in a loop.
 Calling the policy on [B, T] tokens is extend with no prompt and K = 1.
@@ -69,22 +69,31 @@ class Block(nnx.Module):
       self.key_norm = nnx.Param(jnp.ones(head, dtype))
     self.config = config
 
-  def __call__(self, x: Array, rope: tuple, own_mask: Array, others: tuple):
+  def __call__(self, x: Array, rope: tuple, own_mask: Array, prompt=None, cache=None,
+               length=0):
     """Run the layer on x [B, K, N, D].
 
     Args:
       x: [B, K, N, D] residual stream.
       rope: (cos, sin), f32[B, K, N, head_dim / 2].
-      own_mask: bool broadcastable to [B, K, N, N], what the N tokens see of each other.
-      others: attention parts beside the N tokens themselves.
+      own_mask: bool broadcastable to [B, K, N, S], what the N tokens see of the
+        responses; S = N without a cache.
+      prompt: the shared attention.Part, or None.
+      cache: this layer's (keys, values) [B, K, Hkv, S, d] of earlier tokens, or None.
+      length: filled slots of the cache.
 
     Returns:
-      x [B, K, N, D] and this layer's (keys, values), each [B, K, Hkv, N, d].
+      x [B, K, N, D] and this layer's (keys, values): of the N tokens, or the cache
+      with them written at `length`.
     """
     queries, keys, values = self._project(rms_norm(x, self.attention_norm, self.config),
                                           rope)
+    if cache is not None:  # written before it is read, so that it is not copied
+      keys, values = (
+        jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), length, axis=3)
+        for old, new in zip(cache, (keys, values), strict=True))
     own = attention.Part(keys, values, own_mask)
-    mixed = attention.attend(queries, (*others, own))
+    mixed = attention.attend(queries, (own,) if prompt is None else (prompt, own))
     mixed = mixed.reshape(*x.shape[:-1], -1)
     x = x + mixed @ self.out[...].astype(x.dtype)
     y = rms_norm(x, self.mlp_norm, self.config)
@@ -174,14 +183,16 @@ class Policy(nnx.Module):
       cache: the responses' earlier tokens; None when `tokens` start the responses.
 
     Returns:
-      Outputs [B, K, N, D], and the new tokens' (keys, values) layered as the
-      prompt's are, [.., B, K, Hkv, N, d], which `append` writes into a cache.
+      Outputs [B, K, N, D], and the cache with the N tokens in it; None without one.
     """
     start = jnp.sum(prompt.mask, axis=-1)[:, None, None]  # each prompt's length
     start = start + (0 if cache is None else cache.length)
     positions = start + jax.lax.broadcasted_iota(jnp.int32, tokens.shape, 2)
     mask = jnp.ones((1, 1, tokens.shape[-1]), bool)
-    return self._forward(tokens, positions, mask, prompt, cache)
+    hidden, layers = self._forward(tokens, positions, mask, prompt, cache)
+    if cache is None:
+      return hidden, None
+    return hidden, Cache(layers, cache.length + tokens.shape[-1])
 
   def logits(self, hidden: Array) -> Array:
     """Return f32[..., V] for outputs [..., D]."""
@@ -206,31 +217,24 @@ class Policy(nnx.Module):
     x = sharding.constrain_batch(x)
     rope = rotary(positions, config)
     width = tokens.shape[-1]
-    own_mask = _causal(width, width, 0, config) & mask[:, :, None, :]
-    prompt_mask, cache_mask = _context_masks(prompt, cache, width, config)
+    length = 0 if cache is None else cache.length
+    if cache is None:
+      own_mask = _causal(width, width, 0, config) & mask[:, :, None, :]
+    else:
+      slots = jax.tree.leaves(cache.layers)[0].shape[-2]
+      own_mask = _causal(width, slots, length, config)
+    if prompt is not None:
+      size = prompt.mask.shape[-1]
+      prompt_mask = (_causal(width, size, size + length, config)
+                     & prompt.mask[:, None, None, :])
 
-    def body(block, x, context):
-      prompt_layer, cache_layer = context
-      others = ()
-      if prompt_layer is not None:
-        others += (attention.Part(*prompt_layer, prompt_mask),)
-      if cache_layer is not None:
-        others += (attention.Part(*cache_layer, cache_mask),)
-      return block(x, rope, own_mask, others)
+    def body(block, x, prompt_layer, cache_layer):
+      part = prompt_layer and attention.Part(*prompt_layer, prompt_mask)
+      return block(x, rope, own_mask, part, cache_layer, length)
 
-    context = (prompt and prompt.layers, cache and cache.layers)
-    x, layers = _each_layer(_remat(body, config.remat), self.blocks, x, context)
+    x, layers = _each_layer(_remat(body, config.remat), self.blocks, x,
+                            prompt and prompt.layers, cache and cache.layers)
     return rms_norm(x, self.final_norm, config), layers
-
-
-def append(cache: Cache, layers: tuple) -> Cache:
-  """Return the cache with `layers`, N new tokens' keys and values, at its end."""
-  written = jax.tree.map(
-    lambda old, new: jax.lax.dynamic_update_slice_in_dim(
-      old, new.astype(old.dtype), cache.length, axis=-2),
-    cache.layers, layers)
-  width = jax.tree.leaves(layers)[0].shape[-2]
-  return Cache(written, cache.length + width)
 
 
 def rms_norm(x: Array, weight: nnx.Param, config: PolicyConfig) -> Array:
@@ -270,16 +274,30 @@ def _along_last(vector: Array, ndim: int) -> Array:
   return vector.reshape((1,) * (ndim - 1) + vector.shape)
 
 
-def _each_layer(body, blocks, x, context):
-  """Carry x through the layers: a scan over stacked blocks, a loop over a tuple."""
-  if not isinstance(blocks, tuple | list):
-    return jax.lax.scan(lambda x, layer: body(layer[0], x, layer[1]), x,
-                        (blocks, context))
-  collected = []
-  for i, block in enumerate(blocks):
-    x, layer = body(block, x, tuple(part and part[i] for part in context))
-    collected.append(layer)
-  return x, tuple(collected)
+def _each_layer(body, blocks, x, prompt, cache):
+  """Carry x through the layers: a loop over a tuple, or a scan over stacked blocks.
+
+  The scan carries the stacked cache along, so that it is updated and not collected.
+  """
+  if isinstance(blocks, tuple | list):
+    collected = []
+    for i, block in enumerate(blocks):
+      x, layer = body(block, x, prompt and prompt[i], cache and cache[i])
+      collected.append(layer)
+    return x, tuple(collected)
+  if cache is None:
+    return jax.lax.scan(lambda x, layer: body(layer[0], x, layer[1], None), x,
+                        (blocks, prompt))
+
+  def cached(carry, layer):
+    x, cache = carry
+    i, block, prompt = layer
+    mine = jax.tree.map(lambda c: c[i], cache)
+    x, mine = body(block, x, prompt, mine)
+    return (x, jax.tree.map(lambda c, new: c.at[i].set(new), cache, mine)), None
+
+  layers = jnp.arange(jax.tree.leaves(blocks)[0].shape[0])
+  return jax.lax.scan(cached, (x, cache), (layers, blocks, prompt))[0]
 
 
 def _remat(body, policy: str):
@@ -301,20 +319,3 @@ def _causal(queries: int, keys: int, offset, config: PolicyConfig) -> Array:
   if config.sliding_window is not None:
     seen &= distance < config.sliding_window
   return seen[None, None]
-
-
-def _context_masks(prompt: Prompt | None, cache: Cache | None, queries: int,
-                   config: PolicyConfig):
-  """Return what the N new tokens see of the prompt and of the cache."""
-  length = 0 if cache is None else cache.length
-  prompt_mask = cache_mask = None
-  if prompt is not None:
-    width = prompt.mask.shape[-1]
-    seen = _causal(queries, width, width + length, config)
-    prompt_mask = seen & prompt.mask[:, None, None, :]
-  if cache is not None:
-    slots = jax.tree.leaves(cache.layers)[0].shape[-2]
-    filled = jnp.arange(slots) < length
-    cache_mask = (_causal(queries, slots, length, config)
-                  & filled[None, None, None])
-  return prompt_mask, cache_mask
