@@ -42,7 +42,9 @@ SIDEWAYS = {
   ('update', 'microbatch'),
 }
 TOOLS = {'main', 'train', 'report', 'view'}  # the offline tools and the two at the top
-FILES = TOOLS | {'checkpoint', 'metrics', 'curves', 'workdir', 'tokenizer', 'policy.pretrained'}
+FILES = TOOLS | {
+  'checkpoint', 'metrics', 'curves', 'workdir', 'tokenizer', 'policy.pretrained',
+}
 EFFECTS = {  # what only some modules may do -> those modules, packages by name
   'print': TOOLS | {'tokenizer'},
   'log': TOOLS | {'checkpoint', 'metrics', 'phases', 'policy.pretrained'},

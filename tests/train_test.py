@@ -1,4 +1,4 @@
-"""The loop keeps its promises when things go wrong; what it compiles is what it says."""
+"""The loop keeps its promises when things go wrong."""
 
 import json
 

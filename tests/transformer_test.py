@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from lpo_jax import policy as policies
-from lpo_jax.policy import transformer
 from tests import tiny
 
 _LLAMA3 = policies.RopeScaling('llama3', factor=4.0, original_max_position=16)
@@ -316,21 +315,6 @@ def test_remat_recomputes_and_gives_the_same_gradient():
 
 
 # Positions.
-
-
-def test_rotary_product_depends_on_the_distance_only():
-  config = tiny.policy().config
-  queries, keys = np.random.default_rng(0).normal(size=(2, 1, 8)).astype(np.float32)
-
-  def product(p, q):
-    a = transformer.rotate(queries, *transformer.rotary(jnp.int32(p), config))
-    b = transformer.rotate(keys, *transformer.rotary(jnp.int32(q), config))
-    return float(jnp.sum(a * b))
-
-  np.testing.assert_allclose(product(7, 3), product(104, 100), rtol=1e-4)
-  np.testing.assert_allclose(product(3, 7), product(100, 104), rtol=1e-4)
-  assert abs(product(7, 3) - product(7, 4)) > 1e-3
-  np.testing.assert_allclose(product(5, 5), float(np.sum(queries * keys)), rtol=1e-4)
 
 
 @_each({'plain': {}, 'llama3_rope': _SWITCHES['llama3_rope']})

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lpo_jax import sharding
-from lpo_jax.policy import attention
+from lpo_jax.policy import attention, rotary
 from lpo_jax.policy.config import PolicyConfig
 from lpo_jax.types import Array
 
@@ -114,7 +114,7 @@ class Block(nnx.Module):
       if name != 'value':
         if config.qk_norm:
           z = rms_norm(z, getattr(self, f'{name}_norm'), config)
-        z = rotate(z, *rope)
+        z = rotary.rotate(z, *rope)
       heads[name] = z
     queries = heads['query'].reshape(*y.shape[:-1], config.kv_heads, -1,
                                      config.head_dim)
@@ -215,7 +215,7 @@ class Policy(nnx.Module):
     config = self.config
     x = self.embedding[...][tokens].astype(config.dtype)
     x = sharding.constrain_batch(x)
-    rope = rotary(positions, config)
+    rope = rotary.angles(positions, config)
     width = tokens.shape[-1]
     length = 0 if cache is None else cache.length
     if cache is None:
@@ -242,31 +242,6 @@ def rms_norm(x: Array, weight: nnx.Param, config: PolicyConfig) -> Array:
   y = x.astype(jnp.float32)
   y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + config.norm_eps)
   return (y * _along_last(weight[...].astype(jnp.float32), y.ndim)).astype(x.dtype)
-
-
-def rotary(positions: Array, config: PolicyConfig) -> tuple[Array, Array]:
-  """Return cos and sin of the rotary angles, f32[..., head_dim / 2]."""
-  exponent = jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim
-  frequency = config.rope_theta ** -exponent
-  if (scaling := config.rope_scaling) is not None:
-    slow = frequency / scaling.factor
-    if scaling.kind == 'linear':
-      frequency = slow
-    else:  # llama3: keep short wavelengths, stretch long ones, blend between
-      turns = scaling.original_max_position * frequency / (2 * jnp.pi)
-      low, high = scaling.low_freq_factor, scaling.high_freq_factor
-      blend = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
-      frequency = (1 - blend) * slow + blend * frequency
-  angles = positions[..., None].astype(jnp.float32)
-  angles = angles * _along_last(frequency, angles.ndim)
-  return jnp.cos(angles), jnp.sin(angles)
-
-
-def rotate(x: Array, cos: Array, sin: Array) -> Array:
-  """Rotate x [..., heads, d] by angles [..., d / 2], halves paired (GPT-NeoX form)."""
-  a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-  cos, sin = cos[..., None, :], sin[..., None, :]
-  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x.dtype)
 
 
 def _along_last(vector: Array, ndim: int) -> Array:
