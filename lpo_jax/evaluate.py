@@ -85,7 +85,7 @@ def evaluate(policy: policies.Policy, problems: Sequence[Problem],
     sampling: how to sample; its K is drawn per round.
     config: what to measure.
     mesh: where.
-    mean_at: also report mean@m over the first m samples, for each m <= n.
+    mean_at: also report mean@m and maj@m over the first m samples, for each m <= n.
 
   Returns:
     name -> number, names as `val/<task>/mean@16`, `..._stderr`.
@@ -100,13 +100,16 @@ def evaluate(policy: policies.Policy, problems: Sequence[Problem],
                 for problem, texts in zip(batch, graded.texts, strict=True)]
     found = rollout.metrics_lib.merge(found, graded.metrics)
   right = np.concatenate(rewards) >= RIGHT
-  scores = {f'mean@{m}': right[:, :m].mean(axis=1)
-            for m in sorted({*mean_at, config.samples}) if m <= config.samples}
+  scores = {}
+  for m in sorted({*mean_at, config.samples}):
+    if m <= config.samples:
+      scores[f'mean@{m}'] = right[:, :m].mean(axis=1)
+      scores[f'maj@{m}'] = np.array([majority_right(votes[:m], verdicts[:m])
+                                     for votes, verdicts in zip(answers, right,
+                                                                strict=True)])
   for k in config.pass_at:
     if k <= config.samples:
       scores[f'pass@{k}'] = pass_at_k(right.sum(axis=1), config.samples, k)
-  scores[f'maj@{config.samples}'] = np.array(
-    [majority_right(*pair) for pair in zip(answers, right, strict=True)])
   prefix = f'val/{task.name}'
   result = {}
   for name, values in scores.items():

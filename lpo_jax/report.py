@@ -84,9 +84,13 @@ def load(path: pathlib.Path) -> Run:
   """
   rows = metrics.read(str(path)) if (path / metrics.FILE).exists() else []
   summary = path / 'summary.json'
+  config = _flat(_read_object(path / 'config.json'))
+  # Seeds that start from base_0, base_1, ... start from the same thing.
+  seed = rf'(?<!\d){config.get("seed")}(?!\d)'
+  config['init_from'] = re.sub(seed, '{seed}', str(config.get('init_from', '')))
   return Run(
     path=path,
-    config=_flat(_read_object(path / 'config.json')),
+    config=config,
     rows=rows,
     summary=_flat(_read_object(summary), '/') if summary.exists() else {},
   )

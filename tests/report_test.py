@@ -54,6 +54,15 @@ def test_runs_that_differ_in_nothing_but_the_seed_are_one_group(tmp_path):
   assert list(_table(tmp_path)[0]) == ['all runs']
 
 
+def test_seeds_that_start_from_policies_of_their_own_are_one_group(tmp_path):
+  for seed in range(2):
+    _run(tmp_path / str(seed), seed, init_from=f'runs/base_{seed}')
+  _run(tmp_path / 'other', 0, init_from='runs/larger_0')
+  groups, _ = _table(tmp_path)
+  assert {name: len(runs) for name, runs in groups.items()} == {
+    'init_from=runs/base_{seed}': 2, 'init_from=runs/larger_{seed}': 1}
+
+
 def test_cells_are_the_mean_and_sample_deviation_of_the_last_evaluation(tmp_path):
   scores = [0.2, 0.5, 0.6]
   for seed, score in enumerate(scores):
