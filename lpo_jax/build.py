@@ -22,6 +22,8 @@ from lpo_jax import (
 )
 from lpo_jax import tokenizer as tokenizers
 
+CHECKED = 1024  # training prompts held against the buckets before anything is compiled
+
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
@@ -69,7 +71,8 @@ def build(config) -> Parts:
   sampling = _sampling(config, config.sampling.temperature)
   train_problems, eval_problems = task.problems('train'), task.problems('test')
   eval_problems = eval_problems[:config.eval.problems]
-  rollout.encode(eval_problems, tokenizer, sampling.prompt_buckets)  # or raise, now
+  for problems in (eval_problems, train_problems[:CHECKED]):  # or raise, now
+    rollout.encode(problems, tokenizer, sampling.prompt_buckets)
   return Parts(
     policy_config=policy_config, task=task, tokenizer=tokenizer,
     train_problems=train_problems, eval_problems=eval_problems, sampling=sampling,
