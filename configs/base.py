@@ -6,6 +6,10 @@ names the nearest. `None` in an optional field is written --config.FIELD=None.
 
 from ml_collections import ConfigDict, config_dict
 
+OPTIONAL = (  # the fields that may be None
+  'objective.token_clip', 'objective.clip_low', 'objective.clip_high',
+  'objective.aggregation', 'optimizer.clip_norm')
+
 
 def _optional(value, kind):
   """Return a field that holds `kind` or None."""

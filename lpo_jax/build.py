@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from configs import models
+from configs import base, models
 from lpo_jax import (
   microbatch,
   objective,
@@ -83,6 +83,10 @@ def build(config) -> Parts:
 
 def check(config) -> None:
   """Raise a ValueError for values that no part below would refuse."""
+  for field, value in _fields(config):
+    if value is None and field not in base.OPTIONAL:
+      raise ValueError(f'{field}=None: give it a value; only '
+                       f'{", ".join(base.OPTIONAL)} may be None')
   for name, least in (('num_steps', 0), ('prompts_per_step', 1),
                       ('samples_per_prompt', 1), ('seed', 0), ('micro_prompts', 0)):
     if config[name] < least:
@@ -105,6 +109,16 @@ def check(config) -> None:
   if config.sampling.temperature <= 0:
     raise ValueError(f'sampling.temperature={config.sampling.temperature}: must be > 0 '
                      'to train; only eval.temperature may be 0')
+
+
+def _fields(config, prefix: str = ''):
+  """Yield every field's dotted name and value; a task's options are its own."""
+  for name, value in config.items():
+    if hasattr(value, 'items'):
+      if name != 'options':
+        yield from _fields(value, f'{prefix}{name}.')
+    else:
+      yield prefix + name, value
 
 
 def update_config(config) -> microbatch.UpdateConfig:

@@ -57,10 +57,7 @@ def _empty(config, field: str) -> None:
   *path, name = field.split('.')
   for part in path:
     config = getattr(config, part)
-  if config.get_type(name) is not type(None) and getattr(config, name) is not None:
-    reference = config.get_oneway_ref(name)
-    if not reference:
-      raise ValueError(f'{field} cannot be None')
+  getattr(config, name)  # or an error that names the nearest field
   setattr(config, name, None)
 
 

@@ -49,6 +49,7 @@ def tiny(**changes):
   ({'task__name': 'countdwn'}, r"did you mean 'countdown'"),
   ({'eval__every': 0}, r'eval.every=0'),
   ({'num_steps': -1}, r'num_steps=-1'),
+  ({'optimizer__learning_rate': None}, r'optimizer.learning_rate=None'),
 ])
 def test_a_bad_value_is_named(changes, message):
   with pytest.raises(ValueError, match=message):
@@ -88,6 +89,10 @@ def test_every_field_is_read():
 def test_every_variant_builds(variant):
   parts = build.build(countdown.get_config(variant))
   assert len(parts.eval_problems) == countdown.get_config(variant).eval.problems
+
+
+def test_optional_fields_may_be_none():
+  build.build(tiny(objective__token_clip=None, optimizer__clip_norm=None))
 
 
 def test_unknown_variant_is_named():
