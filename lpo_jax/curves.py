@@ -5,6 +5,7 @@ white can be read. Numbers logged every step are smoothed by a running mean whos
 width the axis states; validation numbers are drawn where they were measured.
 """
 
+import collections
 import dataclasses
 import pathlib
 import re
@@ -102,18 +103,19 @@ def of_run(workdir: str) -> bool:
 
 def panels(rows: list[dict]) -> list[Panel]:
   """Return the panels these rows have numbers for, in the order they are drawn."""
-  names = {n for row in rows for n, value in row.items() if value is not None}
+  names = collections.Counter(
+    n for row in rows for n, value in row.items() if value is not None)
   shown = []
   for part in sorted({n.split('/')[1] for n in names if n.startswith('val/')}):
     for kind, unit in (('mean', 'mean reward'), ('pass', 'share of problems')):
       found = [
-        (int(match[1]), name)
-        for name in names
+        (count, int(match[1]), name)  # the best followed, of these the largest k
+        for name, count in names.items()
         if (match := re.fullmatch(rf'val/{re.escape(part)}/{kind}@(\d+)', name))
       ]
       if found:
-        count, name = max(found)
-        shown.append(Panel(name, f'{part}, held out: {kind}@{count}', unit))
+        _, size, name = max(found)
+        shown.append(Panel(name, f'{part}, held out: {kind}@{size}', unit))
   training = (
     Panel('reward/mean', 'Training reward', 'mean reward'),
     Panel('actor/entropy', 'Response entropy', 'nats per token'),
