@@ -4,7 +4,8 @@ python -m lpo_jax.main --config=experiments/countdown.py --workdir=/tmp/countdow
 
 Variants, as experiments/countdown.py:NAME
   small   3 numbers in 1..20, targets 1..50; 250 warm-start steps, 120 iterations
-  long    the same for 1000 iterations, where LPO should be judged
+  long    the same for 1000 iterations, where LPO should be judged: held-out mean@16
+          .26 -> .60, pass@16 .88 -> .77 (GRPO .61 and .65), seeds 0-2, 15 min a core
   n34     3 to 4 numbers
   tiny    seconds long, for tests: the same path, nothing learned
 """
@@ -32,7 +33,7 @@ def get_config(variant: str = 'small'):
   config.sampling.prompt_buckets = (8,)
   config.objective.skip_flat_groups = True
   config.objective.behavior = 'sampler'  # float32 throughout: mismatch/* stays at 1e-7
-  config.optimizer.learning_rate = 7.5e-5
+  config.optimizer.learning_rate = 7.5e-5  # at 1.5e-4 every method peaks early
   config.optimizer.warmup_steps = 8
   config.optimizer.b2 = 0.95
   config.optimizer.weight_decay = 0.0
