@@ -15,11 +15,12 @@ setuptools.setup(
     'chex',
     'flax>=0.12',
     'jax>=0.10,<0.13',
+    'jinja2',  # chat templates
     'matplotlib',
     'ml_collections',
     'numpy',
     'optax>=0.2.5',
-    'orbax-checkpoint>=0.11',
+    'orbax-checkpoint>=0.12',
     'sentencepiece',
     'tensorboardX',
     'tqdm',

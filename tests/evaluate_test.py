@@ -126,16 +126,22 @@ def _by_hand():
 
 def test_scores_and_standard_errors_are_over_problems(rounds):
   right, votes = _by_hand()
-  majority = []
-  for answer, row in zip(votes, right, strict=True):
-    counts = collections.Counter(a for a in answer if a is not None)
-    best = [a for a in answer if a is not None and counts[a] == max(counts.values())]
-    majority.append(bool(best) and bool(row[answer.index(best[0])]))
+
+  def majority(m):
+    verdicts = []
+    for answer, row in zip(votes, right, strict=True):
+      cast = [a for a in answer[:m] if a is not None]
+      counts = collections.Counter(cast)
+      best = [a for a in cast if counts[a] == max(counts.values())]
+      verdicts.append(bool(best) and bool(row[answer.index(best[0])]))
+    return np.array(verdicts)
+
   pairs = list(itertools.combinations(range(_SAMPLES), 2))
   expected = {
     'mean@6': right.mean(1), 'mean@3': right[:, :3].mean(1), 'pass@1': right.mean(1),
     'pass@2': np.mean([right[:, list(pair)].any(1) for pair in pairs], axis=0),
-    'pass@6': right.any(1), 'maj@6': np.array(majority)}
+    'pass@6': right.any(1), 'maj@6': majority(6),
+    'maj@3': majority(3)}
   found = _evaluate(2, mean_at=(3, 32))
   for name, values in expected.items():
     np.testing.assert_allclose(found.pop(f'val/fake/{name}'), values.mean(),
