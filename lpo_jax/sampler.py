@@ -4,7 +4,7 @@ A prompt is prefilled once and its K responses attend to that one copy. Decoding
 `lax.while_loop` that ends when every row has met a stop token. It runs in chunks: in
 between, the cache grows and rows that finished are compacted away, so that a long tail
 costs what its few rows cost. Programs are compiled per (rows, cache size); both come
-from halvings and doublings, so they are few.
+from halvings and growth by half, so they are few.
 
 A row's randomness depends only on (key, row id, response, position): the result does
 not depend on what else is in the batch, on padding, or on the mesh.
@@ -89,7 +89,7 @@ def sample(policy: policies.Policy, prompt: Array, prompt_mask: Array, key: Arra
         break
       rows, places = _compact_if_worth(rows, places, done)
       if start + chunk - 1 > capacity and capacity < max_new_tokens:
-        capacity = min(2 * capacity, max_new_tokens)
+        capacity = min(capacity + max(chunk, capacity // 2), max_new_tokens)
         rows = _grow(rows, capacity=capacity)
     steps = min(chunk, max_new_tokens - start, capacity - start + 1)
     rows, out = _decode(policy, rows, out, places, choice, steps=steps,

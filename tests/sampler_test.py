@@ -256,10 +256,10 @@ def test_compaction_does_not_change_the_result(calls):
   assert any(k < 4 for _, k in calls['take'])
 
 
-def test_cache_doubles_only_as_far_as_responses_need(calls):
+def test_cache_grows_by_half_and_only_as_far_as_responses_need(calls):
   greedy = dict(temperature=0.0, stop_tokens=())
   batch = _sample(**greedy, max_new_tokens=9, chunk=2)
-  assert calls == {'take': [], 'grow': [4, 8]}  # the ninth token is never read
+  assert calls == {'take': [], 'grow': [4, 6, 9]}
   whole = _sample(**greedy)
   _same(batch, whole.replace(**{name: getattr(whole, name)[..., :9] for name in (
     'response', 'response_mask', 'logprobs')}))
