@@ -1,6 +1,7 @@
 """LPO, forward KL at GRPO's temperature, Countdown, a small policy from scratch.
 
 python -m lpo_jax.main --config=experiments/countdown.py --workdir=/tmp/countdown
+2 CPU cores, 4.5 min: held-out mean@16 .26 -> .51, pass@16 .88 -> .78, seeds 0-2.
 
 Variants, as experiments/countdown.py:NAME
   small   3 numbers in 1..20, targets 1..50; 250 warm-start steps, 120 iterations
