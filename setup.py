@@ -14,6 +14,7 @@ setuptools.setup(
     'absl-py',
     'chex',
     'flax>=0.12',
+    'huggingface_hub',
     'jax>=0.10,<0.13',
     'jinja2',  # chat templates
     'matplotlib',
@@ -21,6 +22,7 @@ setuptools.setup(
     'numpy',
     'optax>=0.2.5',
     'orbax-checkpoint>=0.12',
+    'safetensors>=0.5',  # bfloat16 as NumPy slices
     'sentencepiece',
     'tensorboardX',
     'tqdm',
@@ -29,9 +31,11 @@ setuptools.setup(
   extras_require={
     'tpu': ['jax[tpu]'],
     'cuda': ['jax[cuda12]'],
-    'data': ['tensorflow-datasets'],
+    'data': ['pyarrow', 'tensorflow-datasets'],
     'code': ['math-verify'],
     'notebooks': ['ipykernel', 'jupyter', 'nbclient', 'nbformat'],
-    'test': ['pytest', 'pytest-xdist', 'ruff'],
+    # torch is the parity tests' oracle; pinned, so that a local CPU build is taken.
+    'test': ['math-verify', 'pyarrow', 'pytest', 'pytest-xdist', 'ruff',
+             'torch==2.13.0'],
   },
 )

@@ -57,7 +57,7 @@ class Runner:
     context = multiprocessing.get_context('spawn')
     self._pipe, theirs = context.Pipe()
     self._process = context.Process(
-      target=_serve, args=(theirs, entry.build, entry.args), daemon=True)
+      target=_serve, args=(theirs, entry.side, entry.build, entry.args), daemon=True)
     self._process.start()
     theirs.close()
     self._run()
@@ -84,9 +84,13 @@ class Runner:
     return Repetition(seconds, max(0.0, (busy - before - own) / seconds), peak_mib)
 
 
-def _serve(pipe, build, args) -> None:
+def _serve(pipe, side, build, args) -> None:
   """Do the job once for every message, until the pipe closes."""
   os.environ['JAX_PLATFORMS'] = 'cpu'  # both sides on the same cores
+  if side == OURS:
+    from lpo_jax import allocator
+
+    allocator.keep_freed_memory()  # as `lpo_jax.main` does
   once, check = build(*args)
   while True:
     try:

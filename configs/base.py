@@ -37,14 +37,24 @@ def get_config() -> ConfigDict:
 
   config.policy = ConfigDict()
   config.policy.name = 'countdown_small'  # a preset of configs/models.py
-  config.policy.tokenizer = 'countdown'  # embedded vocabulary, or a tokenizer's folder
+  config.policy.path = ''  # Hugging Face folder or hub id, instead of the preset
+  config.policy.tokenizer = ''  # folder, hub id or 'countdown'; '': path's, or the last
+  config.policy.prompt_style = 'auto'  # auto, plain or chat, see lpo_jax/tokenizer.py
   config.policy.dtype = 'float32'  # activations and matmuls
-  config.policy.param_dtype = 'float32'  # weights and moments
+  config.policy.param_dtype = 'float32'  # weights; bfloat16: rounded stochastically
+  config.policy.unroll_layers = 8  # up to so many run unrolled: faster, more to compile
+  config.policy.attention = 'auto'  # auto, xla, cudnn or pallas: of whole responses
   config.policy.remat = 'none'  # none, dots or full: what the backward pass recomputes
+  config.policy.lora = ConfigDict()  # low-rank adapters: all that is trained, then
+  config.policy.lora.rank = 0  # 0: none, every parameter is trained
+  config.policy.lora.alpha = 32.0  # what they add is scaled by alpha / rank
+  config.policy.lora.targets = (
+    'query', 'key', 'value', 'out', 'gate', 'up', 'down')  # matrices that have one
 
   config.mesh = ConfigDict()
   config.mesh.shape = (1, 1, 1)  # devices along each axis
   config.mesh.axes = ('data', 'fsdp', 'tensor')
+  config.mesh.sequence_sharding = False  # split long activations over tensor, too
 
   config.warmstart = ConfigDict()
   config.warmstart.steps = 0  # supervised steps on demonstrations before step 0
@@ -59,6 +69,7 @@ def get_config() -> ConfigDict:
   config.sampling.temperature = 1.0  # of pi_b, and so of pi: both sides
   config.sampling.max_new_tokens = 1024  # N; longer responses are cut
   config.sampling.prompt_buckets = (64, 128, 256, 512, 1024)  # allowed widths P
+  config.sampling.prompts_at_once = 0  # prompts decoded at once; 0: all of the step's
   config.sampling.chunk = 128  # tokens between two compactions of finished rows
   config.sampling.top_k = 0  # 0 keeps every token
   config.sampling.top_p = 1.0  # 1 keeps every token
@@ -89,6 +100,7 @@ def get_config() -> ConfigDict:
   config.optimizer.b1 = 0.9
   config.optimizer.b2 = 0.999
   config.optimizer.eps = 1e-8
+  config.optimizer.moment_dtype = 'float32'  # or bfloat16, rounded stochastically
   config.optimizer.weight_decay = 0.1
   config.optimizer.clip_norm = _optional(1.0, float)  # None: no clipping
   config.optimizer.max_skipped_steps = 10  # non-finite updates in a row before stopping

@@ -5,34 +5,33 @@ what must live on one device; the first-step check reads the first metrics and n
 the flag to change when something is off.
 """
 
-import math
 from collections.abc import Sequence
 
-import jax
-
-from lpo_jax import build, sharding
-from lpo_jax.policy import PolicyConfig
-
-_BYTES = {'float32': 4, 'bfloat16': 2, 'float16': 2}
+from lpo_jax import build, roofline, sharding
+from lpo_jax.hardware import GIB
 
 
-def opening(parts: build.Parts, prompts: int, params) -> str:
-  """Return the batch table and the memory estimate of a run with B = `prompts`.
+def opening(parts: build.Parts, prompts: int) -> str:
+  """Return the batch table, the memory estimate and the notices of a run.
 
   Args:
     parts: of the run.
     prompts: B.
-    params: the policy, abstract or real.
   """
   samples, cut = parts.sampling.samples_per_prompt, parts.update
   table = batch_table(prompts, samples, cut.updates_per_step, cut.epochs,
                       cut.micro_prompts, cut.micro_responses, parts.mesh.size)
-  memory = memory_estimate(
-    params, parts.policy_config, parts.mesh, rows=prompts * samples,
-    tokens=max(parts.sampling.prompt_buckets) + parts.sampling.max_new_tokens,
-    micro_rows=cut.micro_prompts * (cut.micro_responses or samples))
-  sizes = ', '.join(f'{name} {size:.3f}' for name, size in memory.items())
-  return f'the batch\n{table}\nmemory on one device, estimated GiB: {sizes}'
+  lines = [f'the batch\n{table}']
+  for phase, kinds in roofline.memory(build.setting(parts, prompts)).items():
+    sizes = ', '.join(f'{kind} {size / GIB:.3f}' for kind, size in kinds.items())
+    lines.append(f'memory on one device to {phase}, estimated GiB: {sizes}')
+  if parts.policy_config.lora is not None:
+    lora, base = parts.policy_config.lora, sum(roofline.parameters(parts.policy_config))
+    lines.append(f'trained: adapters of rank {lora.rank} on {", ".join(lora.targets)}, '
+                 f'{parts.policy_config.adapter_params:,} parameters on {base:,}')
+  lines.append(parts.attention)
+  lines += sharding.notices(parts.mesh, parts.policy_config.kv_heads)
+  return '\n'.join(lines)
 
 
 def batch_table(prompts: int, samples: int, updates_per_step: int, epochs: int,
@@ -51,40 +50,6 @@ def batch_table(prompts: int, samples: int, updates_per_step: int, epochs: int,
     ('devices', devices),
   )
   return '\n'.join(f'  {name:<46}{value:>8}' for name, value in rows)
-
-
-def memory_estimate(params, config: PolicyConfig, mesh: jax.sharding.Mesh, *,
-                    rows: int, tokens: int, micro_rows: int) -> dict[str, float]:
-  """Return estimated GiB on one device, by kind.
-
-  Args:
-    params: the policy, abstract or real.
-    config: its sizes.
-    mesh: what it is split over.
-    rows: responses decoded at once.
-    tokens: prompt and response positions of one response.
-    micro_rows: responses in a microbatch.
-
-  Returns:
-    `params`, `moments`, `gradients`, `kv_cache`, `activations`, `total`.
-  """
-  placed = jax.tree.leaves(jax.tree.map(
-    lambda leaf, where: math.prod(where.shard_shape(leaf.shape)) * leaf.dtype.itemsize,
-    params, sharding.state_shardings(params, mesh)))
-  weights, shards = sum(placed), sharding.batch_shards(mesh)
-  width = _BYTES[config.dtype]
-  cache = 2 * config.layers * config.kv_heads * config.head_dim * tokens * rows * width
-  # A block without remat keeps about 12 D + 4 F numbers a token, with it only D.
-  kept = config.width if config.remat == 'full' else (
-    12 * config.width + 4 * config.mlp_width)
-  scores = 4 * config.heads * tokens * tokens * (
-    config.layers if config.remat == 'none' else 1)
-  activations = micro_rows * (config.layers * kept * tokens * width + scores
-                              + 8 * config.vocab_size * tokens)
-  sizes = {'params': weights, 'moments': 2 * weights, 'gradients': weights,
-           'kv_cache': cache / shards, 'activations': activations / shards}
-  sizes['total'] = sum(sizes.values())
-  return {name: size / 2**30 for name, size in sizes.items()}
 
 
 def first_step(metrics: dict[str, float], prompt: str,

@@ -11,11 +11,14 @@ import jax
 
 from configs import base, models
 from lpo_jax import (
+  hosts,
+  hub,
   microbatch,
   objective,
   optimizer,
   policy,
   rollout,
+  roofline,
   sharding,
   tasks,
   warmstart,
@@ -30,10 +33,12 @@ class Parts:
   """Everything a run is made of, ready to be compiled."""
 
   policy_config: policy.PolicyConfig
+  weights: str  # local Hugging Face folder they come from; '' for none
+  base_elsewhere: bool  # adapters on those weights: checkpoints need not hold them
   task: Any
   tokenizer: Any
   train_problems: Any
-  eval_problems: Any
+  eval_sets: dict[str, Any]  # name -> held-out problems
   sampling: rollout.SamplingConfig
   eval_sampling: rollout.SamplingConfig
   objective: objective.ObjectiveConfig
@@ -41,6 +46,7 @@ class Parts:
   warmstart: optimizer.OptimizerConfig | None
   update: microbatch.UpdateConfig
   mesh: jax.sharding.Mesh
+  attention: str  # which implementation was chosen, and why: a sentence
 
 
 def build(config) -> Parts:
@@ -49,36 +55,80 @@ def build(config) -> Parts:
   Raises:
     ValueError: names the first value that cannot be, and the remedy.
   """
+  parts = plan(config)
+  tokenizer = _tokenizer(config, parts.weights, parts.policy_config.vocab_size)
+  task = tasks.get(config.task.name, **config.task.options)
+  train_problems = task.problems('train')
+  eval_sets = {name: problems[:config.eval.problems]
+               for name, problems in task.eval_sets().items()}
+  for problems in (*eval_sets.values(), train_problems[:CHECKED]):  # or raise, now
+    rollout.encode(problems, tokenizer, parts.sampling.prompt_buckets)
+  return dataclasses.replace(parts, task=task, tokenizer=tokenizer,
+                             train_problems=train_problems, eval_sets=eval_sets)
+
+
+def plan(config, mesh=None) -> Parts:
+  """Return the parts that programs are made of; task, tokenizer and problems are None.
+
+  Args:
+    config: of the run.
+    mesh: concrete or abstract, of devices that need not be here; if None, the one that
+      `config` asks for, of the local devices.
+
+  Raises:
+    ValueError: names the first value that cannot be, and the remedy.
+  """
   check(config)
-  mesh = sharding.make_mesh(tuple(config.mesh.shape), tuple(config.mesh.axes))
+  if mesh is None:
+    mesh = sharding.make_mesh(tuple(config.mesh.shape), tuple(config.mesh.axes))
+    hosts.check_mesh(mesh)
   updating = update_config(config)
   updating.check(config.prompts_per_step, config.samples_per_prompt,
                  sharding.batch_shards(mesh))
+  at_once = config.sampling.prompts_at_once or config.prompts_per_step
+  if config.prompts_per_step % at_once or at_once % sharding.batch_shards(mesh):
+    raise ValueError(
+      f'sampling.prompts_at_once={at_once} must divide prompts_per_step='
+      f'{config.prompts_per_step} and split over the {sharding.batch_shards(mesh)} '
+      'batch shards of the mesh')
   objective_config = _objective(config)
   objective.build(objective_config, config.samples_per_prompt)
-  policy_config = _policy(config)
+  weights = hub.resolve(config.policy.path) if config.policy.path else ''
+  policy_config, attention = _policy(config, weights, policy.platform_of(mesh))
   sharding.check_divisible(mesh, {
     'batch': config.prompts_per_step, 'heads': policy_config.heads,
     'kv_heads': policy_config.kv_heads, 'mlp': policy_config.mlp_width,
     'embed': policy_config.width, 'vocab': policy_config.vocab_size})
-  tokenizer = tokenizers.get(config.policy.tokenizer)
-  if tokenizer.vocab_size > policy_config.vocab_size:
-    raise ValueError(f'policy.tokenizer={config.policy.tokenizer!r} has '
-                     f'{tokenizer.vocab_size} tokens, but policy.name='
-                     f'{config.policy.name!r} only vocab_size='
-                     f'{policy_config.vocab_size}')
-  task = tasks.get(config.task.name, **config.task.options)
-  sampling = _sampling(config, config.sampling.temperature)
-  train_problems, eval_problems = task.problems('train'), task.problems('test')
-  eval_problems = eval_problems[:config.eval.problems]
-  for problems in (eval_problems, train_problems[:CHECKED]):  # or raise, now
-    rollout.encode(problems, tokenizer, sampling.prompt_buckets)
   return Parts(
-    policy_config=policy_config, task=task, tokenizer=tokenizer,
-    train_problems=train_problems, eval_problems=eval_problems, sampling=sampling,
+    policy_config=policy_config, weights=weights,
+    base_elsewhere=bool(policy_config.lora and weights and not config.init_from
+                        and not config.warmstart.steps), task=None, tokenizer=None,
+    train_problems=None, eval_sets=None,
+    sampling=_sampling(config, config.sampling.temperature),
     eval_sampling=_sampling(config, config.eval.temperature),
     objective=objective_config, optimizer=_optimizer(config),
-    warmstart=_warmstart(config), update=updating, mesh=mesh)
+    warmstart=_warmstart(config), update=updating, mesh=mesh,
+    attention=attention)
+
+
+def setting(parts: Parts, prompts: int) -> roofline.Setting:
+  """Return the plain numbers that decide what a step costs.
+
+  Args:
+    parts: of the run; prompts are taken to be as wide as the widest bucket.
+    prompts: B.
+  """
+  cut, sampling, shape = parts.update, parts.sampling, parts.mesh.shape
+  return roofline.Setting(
+    policy=parts.policy_config, prompts=prompts, samples=sampling.samples_per_prompt,
+    prompts_at_once=sampling.prompts_at_once,
+    prompt_width=max(sampling.prompt_buckets), new_tokens=sampling.max_new_tokens,
+    chunk=sampling.chunk, micro_prompts=cut.micro_prompts,
+    micro_responses=cut.micro_responses, logprob_chunk=cut.logprob_chunk,
+    minibatches=cut.updates_per_step, epochs=cut.epochs,
+    behavior_pass=cut.behavior == 'learner' and cut.updates > 1,
+    moment_dtype=parts.optimizer.moment_dtype, data=shape['data'], fsdp=shape['fsdp'],
+    tensor=shape['tensor'])
 
 
 def check(config) -> None:
@@ -142,14 +192,47 @@ def _objective(config) -> objective.ObjectiveConfig:
     clip_high=config.objective.clip_high, aggregation=config.objective.aggregation)
 
 
-def _policy(config) -> policy.PolicyConfig:
+def _policy(config, weights: str, platform: str | None):
+  """Return the sizes that the weights' folder states, or the preset's, and switches.
+
+  And a sentence on the attention that was chosen for the platform.
+  """
   name = config.policy.name
-  if name not in models.POLICIES:
+  if weights:
+    found = policy.read_config(weights)
+    policy.check(weights, found)
+  elif name not in models.POLICIES:
     raise ValueError(
       f'policy.name={name!r}: choose one of {", ".join(models.POLICIES)}')
-  return dataclasses.replace(
-    models.POLICIES[name], dtype=config.policy.dtype,
-    param_dtype=config.policy.param_dtype, remat=config.policy.remat)
+  else:
+    found = models.POLICIES[name]
+  found = dataclasses.replace(
+    found, dtype=config.policy.dtype, param_dtype=config.policy.param_dtype,
+    remat=config.policy.remat, unroll=found.layers <= config.policy.unroll_layers,
+    sequence_sharding=config.mesh.sequence_sharding, lora=_lora(config))
+  attention, why = policy.choose_attention(config.policy.attention, found,
+                                 config.sampling.max_new_tokens, platform)
+  return dataclasses.replace(found, attention=attention), why
+
+
+def _lora(config) -> policy.Lora | None:
+  if config.policy.lora.rank == 0:
+    return None
+  return policy.Lora(config.policy.lora.rank, config.policy.lora.alpha,
+                     tuple(config.policy.lora.targets))
+
+
+def _tokenizer(config, weights: str, vocab_size: int):
+  """Return the tokenizer, whose every id the policy must know."""
+  name = config.policy.tokenizer or weights or 'countdown'
+  tokenizer = tokenizers.get(name, config.policy.prompt_style)
+  if tokenizer.vocab_size > vocab_size:
+    owner = (f'policy.path={config.policy.path!r}' if weights
+             else f'policy.name={config.policy.name!r}')
+    raise ValueError(f'the tokenizer {name!r} has {tokenizer.vocab_size} tokens, but '
+                     f'{owner} only vocab_size={vocab_size}: set policy.tokenizer to '
+                     "the policy's own")
+  return tokenizer
 
 
 def _sampling(config, temperature: float) -> rollout.SamplingConfig:
@@ -157,6 +240,7 @@ def _sampling(config, temperature: float) -> rollout.SamplingConfig:
     samples_per_prompt=config.samples_per_prompt, temperature=temperature,
     max_new_tokens=config.sampling.max_new_tokens, top_k=config.sampling.top_k,
     top_p=config.sampling.top_p, chunk=config.sampling.chunk,
+    prompts_at_once=config.sampling.prompts_at_once,
     prompt_buckets=tuple(config.sampling.prompt_buckets),
     unroll=config.sampling.unroll)
 
@@ -168,6 +252,7 @@ def _optimizer(config) -> optimizer.OptimizerConfig:
     decay_steps=config.optimizer.decay_steps,
     final_fraction=config.optimizer.final_fraction, b1=config.optimizer.b1,
     b2=config.optimizer.b2, eps=config.optimizer.eps,
+    moment_dtype=config.optimizer.moment_dtype,
     weight_decay=config.optimizer.weight_decay, clip_norm=config.optimizer.clip_norm)
 
 

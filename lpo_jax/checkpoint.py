@@ -18,9 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
-from jax.experimental import multihost_utils
 
-from lpo_jax import manifest
+from lpo_jax import hosts, manifest
 
 STATE, MANIFEST = 'state', 'manifest'
 
@@ -139,7 +138,8 @@ class Checkpointer:
       DamagedError: checkpoints exist and none is intact. Nothing was changed.
     """
     self.wait()
-    folders = [self.directory / str(step) for step in reversed(self.steps())]
+    steps = hosts.gather(self.steps())[0]  # all read what process 0 sees
+    folders = [self.directory / str(step) for step in reversed(steps)]
     if not folders:
       return None
     state, folder, self.messages = _newest_intact(folders, abstract_state, prefix='')
@@ -149,15 +149,14 @@ class Checkpointer:
   def _set_aside(self, folders: list[pathlib.Path]) -> None:
     if not folders:
       return
-    if jax.process_index() == 0:
+    if hosts.first():
       for folder in folders:
         names = [f'damaged_{folder.name}'] + [
           f'damaged_{folder.name}_{copy}' for copy in range(1, 1000)
         ]
         free = (folder.with_name(n) for n in names if not folder.with_name(n).exists())
         folder.rename(next(free))
-    if jax.process_count() > 1:
-      multihost_utils.sync_global_devices('checkpoint_set_aside')
+    hosts.gather(None)  # renamed, before anyone looks again
     self._manager.reload()
 
 
@@ -173,13 +172,41 @@ def restore_params(path: str, abstract_params: Any, prefix: str = 'params') -> A
     FileNotFoundError: `path` holds no checkpoint.
     manifest.MismatchError, DamagedError: as `Checkpointer.restore`.
   """
-  folders = _step_folders(pathlib.Path(path).absolute())
+  return newest_params(path, abstract_params, prefix)[0]
+
+
+def newest_params(path: str, abstract_params: Any, prefix: str = 'params'
+                  ) -> tuple[Any, int]:
+  """Return the parameters of `restore_params` and their step."""
+  folders = hosts.gather([str(f) for f in _step_folders(pathlib.Path(path).absolute())])
+  folders = [pathlib.Path(folder) for folder in folders[0]]
   if not folders:
     raise FileNotFoundError(
       f'no checkpoint at {path}: expected a run folder with checkpoints/<step>, '
       'a folder of <step> folders, or one such folder'
     )
-  return _newest_intact(folders, abstract_params, f'{prefix}/')[0]
+  params, folder, _ = _newest_intact(folders, abstract_params, f'{prefix}/')
+  return params, int(folder.name)
+
+
+def described(path: str, prefix: str = 'params') -> dict[str, str]:
+  """Return the dtype of each array of a run's newest checkpoint, by name.
+
+  Args:
+    path: as of `restore_params`.
+    prefix: the field of the saved state whose arrays are meant.
+
+  Raises:
+    FileNotFoundError: `path` holds no checkpoint whose manifest can be read.
+  """
+  for folder in _step_folders(pathlib.Path(path).absolute()):
+    try:
+      arrays = json.loads((folder / MANIFEST / 'metadata').read_text())['arrays']
+    except (OSError, ValueError, KeyError):
+      continue  # damaged: `restore_params` says so
+    return {name.removeprefix(f'{prefix}/'): dtype
+            for name, (_, dtype, _) in arrays.items() if name.startswith(f'{prefix}/')}
+  raise FileNotFoundError(f'no checkpoint at {path}')
 
 
 @dataclasses.dataclass
@@ -223,14 +250,21 @@ def _newest_intact(folders: list[pathlib.Path], abstract: Any, prefix: str):
   """Return (tree, its folder, messages about those skipped), trying in order."""
   failures = []
   for folder in folders:
-    tree, reason = None, None
+    stored, reason = None, None
     try:
-      tree = _read(folder, abstract, prefix)
+      described, stored = _read(folder, abstract, prefix)
     except (manifest.MismatchError, MemoryError, PermissionError):
       raise
     except Exception as error:  # damage surfaces in Orbax even as plain Exception
       reason = f'{type(error).__name__}: {str(error)[:300]}'
-    if _everywhere(reason is None):
+    whole = not hosts.anywhere(reason is not None)
+    if whole:  # now that every process has its part
+      try:
+        manifest.check_bits(described, stored)
+      except ValueError as error:
+        whole, reason = False, f'{type(error).__name__}: {str(error)[:300]}'
+    if whole:
+      tree = jax.tree.unflatten(jax.tree.structure(abstract), list(stored.values()))
       messages = [f'fell back from {text}' for text in failures]
       for message in messages:
         logging.warning('%s; restored %s instead', message, folder)
@@ -242,19 +276,12 @@ def _newest_intact(folders: list[pathlib.Path], abstract: Any, prefix: str):
   )
 
 
-def _everywhere(intact: bool) -> bool:
-  if jax.process_count() == 1:
-    return intact
-  return bool(np.all(multihost_utils.process_allgather(np.array(intact))))
-
-
-def _read(folder: pathlib.Path, abstract: Any, prefix: str) -> Any:
+def _read(folder: pathlib.Path, abstract: Any, prefix: str) -> tuple[dict, dict]:
+  """Return the manifest and the arrays, without a word to other processes."""
   described = _reader(ocp.JsonCheckpointHandler(), folder / MANIFEST, None)
   wanted = {prefix + name: leaf for name, leaf in manifest.flatten(abstract).items()}
   manifest.check_structure(described, wanted, prefix, origin=str(folder))
-  stored = _read_arrays(folder, wanted)
-  manifest.check_bits(described, stored)
-  return jax.tree.unflatten(jax.tree.structure(abstract), list(stored.values()))
+  return described, _read_arrays(folder, wanted)
 
 
 def _read_arrays(folder: pathlib.Path, wanted: dict[str, Any]) -> dict[str, Any]:
@@ -279,5 +306,8 @@ def _read_arrays(folder: pathlib.Path, wanted: dict[str, Any]) -> dict[str, Any]
 def _reader(handler, path: pathlib.Path, args: Any) -> Any:
   if not path.is_dir():
     raise FileNotFoundError(f'{path} is missing')
-  with ocp.Checkpointer(handler) as reader:
-    return reader.restore(path, args=args or ocp.args.JsonRestore())
+  # Not through ocp.Checkpointer, whose barrier would wait for a process that failed.
+  try:
+    return handler.restore(path, args=args or ocp.args.JsonRestore())
+  finally:
+    handler.close()

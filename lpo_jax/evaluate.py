@@ -14,8 +14,8 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
+from lpo_jax import hosts, rollout, tasks
 from lpo_jax import policy as policies
-from lpo_jax import rollout, tasks
 from lpo_jax import tokenizer as tokenizers
 from lpo_jax.types import Problem
 
@@ -70,7 +70,8 @@ def majority_right(answers: Sequence[str | None], right: np.ndarray) -> float:
 def evaluate(policy: policies.Policy, problems: Sequence[Problem],
              task: tasks.base.Task, tokenizer: tokenizers.Tokenizer, key: jax.Array,
              sampling: rollout.SamplingConfig, config: EvalConfig,
-             mesh: jax.sharding.Mesh, mean_at: Sequence[int] = ()) -> dict[str, float]:
+             mesh: jax.sharding.Mesh, mean_at: Sequence[int] = (),
+             name: str = '') -> dict[str, float]:
   """Sample n responses to every problem and score them.
 
   The responses are drawn K at a time in the shapes that training compiled. A
@@ -86,18 +87,18 @@ def evaluate(policy: policies.Policy, problems: Sequence[Problem],
     config: what to measure.
     mesh: where.
     mean_at: also report mean@m and maj@m over the first m samples, for each m <= n.
+    name: of the set; '' for the task's.
 
   Returns:
-    name -> number, names as `val/<task>/mean@16`, `..._stderr`.
+    name -> number, names as `val/<set>/mean@16`, `..._stderr`.
   """
   rewards, answers, found = [], [], {}
   for start in range(0, len(problems), config.batch):
     batch = list(problems[start:start + config.batch])
-    graded = _sample_batch(policy, batch, start, task, tokenizer, key, sampling, config,
-                           mesh)
+    graded, voted = _sample_batch(policy, batch, start, task, tokenizer, key, sampling,
+                                  config, mesh)
     rewards.append(graded.rewards)
-    answers += [[task.answer(problem, text) for text in texts]
-                for problem, texts in zip(batch, graded.texts, strict=True)]
+    answers += voted
     found = rollout.metrics_lib.merge(found, graded.metrics)
   right = np.concatenate(rewards) >= RIGHT
   scores = {}
@@ -110,26 +111,63 @@ def evaluate(policy: policies.Policy, problems: Sequence[Problem],
   for k in config.pass_at:
     if k <= config.samples:
       scores[f'pass@{k}'] = pass_at_k(right.sum(axis=1), config.samples, k)
-  prefix = f'val/{task.name}'
+  prefix = f'val/{name or task.name}'
   result = {}
-  for name, values in scores.items():
-    result[f'{prefix}/{name}'] = float(values.mean())
-    result[f'{prefix}/{name}_stderr'] = float(values.std() / np.sqrt(len(values)))
-  result |= {f'{prefix}/{name}': float(value) for name, value in found.items()}
+  for score, values in scores.items():
+    result[f'{prefix}/{score}'] = float(values.mean())
+    result[f'{prefix}/{score}_stderr'] = float(values.std() / np.sqrt(len(values)))
+  result |= {f'{prefix}/{key}': float(value) for key, value in found.items()}
+  return result
+
+
+def evaluate_sets(policy: policies.Policy, sets: dict[str, Sequence[Problem]], *args,
+                  **kwargs) -> dict[str, dict[str, float]]:
+  """Return set -> what `evaluate` says of it, and `average` if there are several."""
+  found = {name: evaluate(policy, problems, *args, name=name, **kwargs)
+           for name, problems in sets.items()}
+  return found | {'average': average(found)} if len(found) > 1 else found
+
+
+def average(found: dict[str, dict[str, float]]) -> dict[str, float]:
+  """Return `val/average/...`: the mean over sets of what every set has.
+
+  Args:
+    found: set -> what `evaluate` returned for it; sets weigh alike.
+
+  Returns:
+    name -> number; standard errors are those of the mean of independent sets.
+  """
+  rows = [{key.removeprefix(f'val/{name}/'): value for key, value in numbers.items()}
+          for name, numbers in found.items()]
+  shared = [key for key in rows[0] if all(key in row for row in rows)]
+  result = {}
+  for key in shared:
+    values = np.array([row[key] for row in rows])
+    mean = (np.linalg.norm(values) / len(values) if key.endswith('_stderr')
+            else values.mean())
+    result[f'val/average/{key}'] = float(mean)
   return result
 
 
 def _sample_batch(policy, problems, start, task, tokenizer, key, sampling, config,
-                  mesh) -> rollout.Graded:
-  """Return n graded responses to each of at most `config.batch` problems."""
+                  mesh) -> tuple[rollout.Graded, list[list[str | None]]]:
+  """Return n graded responses to each of at most `config.batch` problems, and votes."""
   short = config.batch - len(problems)  # filled up, so that one shape serves all
   prompt, mask = rollout.encode(problems + problems[:1] * short, tokenizer,
                                 sampling.prompt_buckets)
   row_ids = np.arange(start, start + config.batch, dtype=np.int32)
-  texts = [[] for _ in problems]
+  rows = hosts.own_rows(config.batch, mesh)
+  rows = rows[rows < len(problems)]
+  own = [problems[row] for row in rows]
+  texts = [[] for _ in own]
   for index in range(-(-config.samples // sampling.samples_per_prompt)):
     rollouts = rollout.sample(policy, prompt, mask, jax.random.fold_in(key, index),
                               sampling, tokenizer, mesh, row_ids)
-    for mine, more in zip(texts, rollout.decode(rollouts, tokenizer), strict=False):
+    found = rollout.decode(hosts.local(rollouts, mesh), tokenizer)
+    for mine, more in zip(texts, found, strict=False):
       mine += more
-  return rollout.grade(task, problems, [mine[:config.samples] for mine in texts])
+  graded = rollout.grade(task, own, [mine[:config.samples] for mine in texts])
+  votes = [[task.answer(problem, text) for text in mine]
+           for problem, mine in zip(own, graded.texts, strict=True)]
+  return (rollout.share(graded, rows, len(problems)),
+          hosts.gather_rows(votes, rows, len(problems)))

@@ -101,6 +101,19 @@ class Writer:
       self._board.close()
 
 
+class Silence:
+  """The writer of a process that writes nothing."""
+
+  def write(self, step: int, numbers: dict[str, Any]) -> None:
+    """Write nothing."""
+
+  def sync(self) -> None:
+    """Sync nothing."""
+
+  def close(self) -> None:
+    """Close nothing."""
+
+
 def read(workdir: str) -> list[dict]:
   """Return the lines of DIR/metrics.jsonl; a last line cut short is left out.
 

@@ -16,7 +16,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from lpo_jax import sequence
+from lpo_jax import sequence, sharding
+from lpo_jax.policy import lora
 from lpo_jax.types import Coefficients, Group, Groups, Mean, Rollouts
 
 GROUP_AXES = Group(0, 0, 0, 0, 0, None, None)  # the batch's statistics are shared
@@ -67,16 +68,6 @@ class UpdateConfig:
                        f'samples_per_prompt={samples}')
     if self.behavior not in ('learner', 'sampler'):
       raise ValueError(f'behavior={self.behavior!r}: choose learner or sampler')
-
-
-def split(tree, count: int):
-  """Return [B, ...] arrays as [count, B / count, ...], every count-th row to a part.
-
-  The stride keeps each part spread over the devices as the whole is, so that cutting
-  a sharded batch moves nothing.
-  """
-  return jax.tree.map(
-    lambda x: jnp.moveaxis(x.reshape(-1, count, *x.shape[1:]), 1, 0), tree)
 
 
 def pack(groups: Groups, config: UpdateConfig) -> Groups:
@@ -136,7 +127,7 @@ def gradient(objective: Callable[[Group], Coefficients], policy, groups: Groups,
       weights, metrics = judge(logprobs, entropy, *unit)
       return jnp.sum(weights * logprobs), metrics
 
-    parts = split((groups, behavior, share), count)
+    parts = sharding.split((groups, behavior, share), count)
     grads, metrics = _accumulate(one_pass, policy, parts[0].keep, parts)
     return grads, jax.tree.map(jnp.sum, metrics)
 
@@ -186,15 +177,20 @@ def _judge(objective, statistics, first, logprobs, entropy, groups: Groups, beha
 
 
 def _accumulate(function, policy, keep, units):
-  """Sum the gradients of `function(policy, unit)` over the units that count."""
-  gradient_of = jax.grad(function, has_aux=True)
-  unit_gradient = _where_live(lambda unit: gradient_of(policy, unit))
+  """Sum the gradients of `function(policy, unit)` over the units that count.
+
+  They are those of what is trained, see `lora.split`.
+  """
+  trained, frozen = lora.split(policy)
+  gradient_of = jax.grad(
+    lambda trained, unit: function(lora.join(trained, frozen), unit), has_aux=True)
+  unit_gradient = _where_live(lambda unit: gradient_of(trained, unit))
 
   def body(total, unit):
     grads, aux = unit_gradient(unit)
     return jax.tree.map(jnp.add, total, grads), aux
 
-  return jax.lax.scan(body, jax.tree.map(jnp.zeros_like, policy), (keep, units))
+  return jax.lax.scan(body, jax.tree.map(jnp.zeros_like, trained), (keep, units))
 
 
 def _where_live(function):
@@ -220,10 +216,10 @@ def _units(rollouts: Rollouts, config: UpdateConfig):
   slices = samples // (config.micro_responses or samples)
 
   def prompts(x):
-    return jnp.repeat(split(x, count), slices, axis=0)
+    return jnp.repeat(sharding.split(x, count), slices, axis=0)
 
   def responses(x):  # [M, K, ...] -> [count, m, slices, r, ...] -> [units, m, r, ...]
-    x = split(x, count)
+    x = sharding.split(x, count)
     x = x.reshape(*x.shape[:2], slices, -1, *x.shape[3:])
     return jnp.moveaxis(x, 2, 1).reshape(-1, x.shape[1], *x.shape[3:])
 

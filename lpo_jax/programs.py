@@ -5,12 +5,14 @@ would lose its placement. The state is donated, so one copy of it lives. Nothing
 compiled until a program is first called.
 """
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 
 from lpo_jax import build, objective, optimizer, policy, sharding, update, warmstart
+from lpo_jax.policy import lora
 from lpo_jax.types import Array, TrainState
 
 
@@ -19,22 +21,25 @@ class Programs:
 
   Attributes:
     abstract: the train state as shapes, dtypes and placements.
-    fresh_state: key -> TrainState of a new policy.
-    state_of: params -> TrainState around given parameters, step 0.
+    fresh_params: key -> a new policy, without adapters.
+    state_of: (params, key) -> TrainState around given parameters, step 0; donates
+      them. Those without adapters get such as the configuration asks for.
     update: (TrainState, Groups) -> (TrainState, metrics); donates the state.
     certify: (policy, Groups) -> see `update.certify`.
   """
 
   def __init__(self, parts: build.Parts):
     self._parts, self._optimizer = parts, optimizer.build(parts.optimizer)
-    shapes = jax.eval_shape(self._fresh_state, jax.random.key(0))
+    shapes = jax.eval_shape(lambda key: self._state_of(self._fresh_params(key), key),
+                            jax.random.key(0))
     placement = sharding.state_shardings(shapes, parts.mesh)
     copied = sharding.replicated(parts.mesh)
     self.abstract = jax.tree.map(
       lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes,
       placement)
-    self.fresh_state = jax.jit(self._fresh_state, out_shardings=placement)
-    self.state_of = jax.jit(self._state_of, out_shardings=placement)
+    self.fresh_params = jax.jit(self._fresh_params,
+                                out_shardings=lora.remove(placement.params))
+    self.state_of = jax.jit(self._state_of, donate_argnums=0, out_shardings=placement)
     self.update = jax.jit(
       update.make_update(
         objective.build(parts.objective, parts.sampling.samples_per_prompt),
@@ -61,8 +66,11 @@ class Programs:
   def _placement_of(self, params):
     return sharding.state_shardings(params, self._parts.mesh)
 
-  def _fresh_state(self, key: Array) -> TrainState:
-    return self._state_of(policy.Policy(self._parts.policy_config, key))
+  def _fresh_params(self, key: Array) -> policy.Policy:
+    plain = dataclasses.replace(self._parts.policy_config, lora=None)
+    return policy.Policy(plain, key)
 
-  def _state_of(self, params) -> TrainState:
-    return TrainState(jnp.int32(0), params, self._optimizer.init(params), jnp.int32(0))
+  def _state_of(self, params, key: Array) -> TrainState:
+    params = lora.add(params, self._parts.policy_config.lora, key)
+    opt_state = self._optimizer.init(lora.split(params)[0])
+    return TrainState(jnp.int32(0), params, opt_state, jnp.int32(0))

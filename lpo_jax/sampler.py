@@ -17,19 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lpo_jax import compaction, hosts, sharding
 from lpo_jax import policy as policies
-from lpo_jax import sharding
 from lpo_jax.types import Array, Rollouts
-
-
-class _Rows(NamedTuple):
-  """What decoding carries for B' x K' rows, a compacted part of B x K."""
-
-  prompt: policies.Prompt
-  cache: policies.Cache  # its length is the index of `token` in the response
-  keys: Array  # key[B', K']
-  token: Array  # i32[B', K'], the last one sampled, not yet in the cache
-  done: Array  # bool[B', K']
 
 
 class _Choice(NamedTuple):
@@ -43,8 +33,8 @@ class _Choice(NamedTuple):
 def sample(policy: policies.Policy, prompt: Array, prompt_mask: Array, key: Array, *,
            samples_per_prompt: int, max_new_tokens: int, temperature: float = 1.0,
            stop_tokens: tuple[int, ...] = (), top_k: int = 0, top_p: float = 1.0,
-           pad_token: int = 0, chunk: int = 128, row_ids: Array | None = None,
-           unroll: bool = True) -> Rollouts:
+           pad_token: int = 0, chunk: int = 128, prompts_at_once: int = 0,
+           row_ids: Array | None = None, unroll: bool = True) -> Rollouts:
   """Sample K responses to each of B prompts.
 
   Args:
@@ -60,6 +50,8 @@ def sample(policy: policies.Policy, prompt: Array, prompt_mask: Array, key: Arra
     top_p: keep the fewest tokens whose probability reaches it; 1 keeps all.
     pad_token: fills responses after their end.
     chunk: tokens between two compactions.
+    prompts_at_once: prompts whose responses are decoded, and whose keys and values
+      are held, at once; divides B; 0 for all.
     row_ids: i32[B] names of the rows' random streams; default 0..B-1.
     unroll: run layers unrolled (faster, a second copy of the weights) or scanned.
 
@@ -70,33 +62,79 @@ def sample(policy: policies.Policy, prompt: Array, prompt_mask: Array, key: Arra
   Raises:
     ValueError: if a size or a setting is out of range.
   """
-  _check(prompt, samples_per_prompt, max_new_tokens, temperature, top_k, top_p, chunk)
-  shape = (prompt.shape[0], samples_per_prompt, max_new_tokens)
+  _check(prompt, samples_per_prompt, max_new_tokens, temperature, top_k, top_p, chunk,
+         prompts_at_once)
   if row_ids is None:
-    row_ids = np.arange(shape[0], dtype=np.int32)
+    row_ids = np.arange(prompt.shape[0], dtype=np.int32)
+  inputs = (prompt, prompt_mask, row_ids)
+  count = prompt.shape[0] // (prompts_at_once or prompt.shape[0])
+  shape = (prompt.shape[0] // count, samples_per_prompt, max_new_tokens)
   choice = _Choice(jnp.float32(temperature or 1.0),
                    jnp.asarray(stop_tokens, jnp.int32).reshape(-1), jnp.float32(top_p))
-  statics = dict(greedy=temperature == 0, top_k=top_k, use_top_p=top_p < 1)
-  capacity = min(chunk, max_new_tokens)
+  settings = dict(greedy=temperature == 0, top_k=top_k, use_top_p=top_p < 1,
+                  pad_token=pad_token, unroll=unroll)
+  if count == 1:
+    return Rollouts(prompt, prompt_mask, *_responses(
+      policy, inputs, key, choice, shape, chunk, settings))
+  found = [_responses(policy, part, key, choice, shape, chunk, settings)
+           for part in _split(inputs, count=count)]
+  return Rollouts(prompt, prompt_mask, *_join(found))
+
+
+def _responses(policy, inputs, key, choice, shape, chunk, settings):
+  """Return response, mask and log-probabilities [B, K, N] of prompts decoded at once.
+
+  Args:
+    policy: pi_b.
+    inputs: prompt, prompt_mask and row_ids of `sample`.
+    key: a PRNG key.
+    choice: how tokens are chosen.
+    shape: (B, K, N).
+    chunk: tokens between two compactions.
+    settings: what the programs are compiled for.
+  """
+  prompt, prompt_mask, row_ids = inputs
+  capacity = min(chunk, shape[2])
   rows, out = _start(policy, prompt, prompt_mask, key, row_ids, choice, shape=shape,
-                     capacity=capacity, pad_token=pad_token, unroll=unroll, **statics)
+                     capacity=capacity, **settings)
   places = (np.arange(shape[0])[:, None], np.arange(shape[1])[None])  # of the rows
   start = 1
-  while start < max_new_tokens:
+  for steps, room in capacities(shape[2], chunk):
     if start > 1:  # between chunks the host looks at who is left
-      done = np.asarray(jax.device_get(rows.done))
+      done = np.asarray(hosts.fetch(rows.done))
       if done.all():
         break
-      rows, places = _compact_if_worth(rows, places, done)
-      if start + chunk - 1 > capacity and capacity < max_new_tokens:
-        capacity = min(capacity + max(chunk, capacity // 2), max_new_tokens)
-        rows = _grow(rows, capacity=capacity)
-    steps = min(chunk, max_new_tokens - start, capacity - start + 1)
-    rows, out = _decode(policy, rows, out, places, choice, steps=steps,
-                        pad_token=pad_token, unroll=unroll, **statics)
+      rows, places = compaction.compact_if_worth(rows, places, done)
+      if room > capacity:
+        rows, capacity = compaction.grow(rows, capacity=room), room
+    rows, out = _decode(policy, rows, out, places, choice, steps=steps, **settings)
     start += steps
-  response, response_mask, logprobs = out
-  return Rollouts(prompt, prompt_mask, response, response_mask, logprobs)
+  return out
+
+
+@functools.partial(jax.jit, static_argnames='count')
+def _split(inputs, *, count):
+  """Return `count` parts of the prompts, each spread over the devices as the whole."""
+  parts = sharding.split(inputs, count)
+  return [jax.tree.map(lambda x, i=i: sharding.constrain_batch(x[i]), parts)
+          for i in range(count)]
+
+
+@jax.jit
+def _join(parts):
+  """Return the responses of all parts, in the order of the prompts."""
+  return jax.tree.map(sharding.constrain_batch, sharding.join(parts))
+
+
+def capacities(max_new_tokens: int, chunk: int):
+  """Yield (steps, room in the cache) of each chunk: it grows by half when full."""
+  start, capacity = 1, min(chunk, max_new_tokens)
+  while start < max_new_tokens:
+    if start > 1 and start + chunk - 1 > capacity:
+      capacity = min(capacity + max(chunk, capacity // 2), max_new_tokens)
+    steps = min(chunk, max_new_tokens - start, capacity - start + 1)
+    yield steps, capacity
+    start += steps
 
 
 @functools.partial(jax.jit, static_argnames=(
@@ -113,16 +151,13 @@ def _start(policy, prompt, prompt_mask, key, row_ids, choice, *, shape, capacity
   logits = jnp.broadcast_to(logits, (batch, samples, logits.shape[-1]))
   token, logprob = _choose(keys, jnp.int32(0), logits, choice, **statics)
 
-  def empty(kv):  # [.., B, Hkv, P, d] -> [.., B, K, Hkv, capacity, d]
-    *lead, heads, _, size = kv.shape
-    return jnp.zeros((*lead, samples, heads, capacity, size), kv.dtype)
-
-  cache = policies.Cache(jax.tree.map(empty, prompts.layers), jnp.int32(0))
+  cache = policies.Cache.empty(prompts, samples, capacity)
   done = jnp.isin(token, choice.stop_tokens)
   first = jax.lax.broadcasted_iota(jnp.int32, shape, 2) == 0
   out = (jnp.where(first, token[..., None], pad_token),
          first, jnp.where(first, logprob[..., None], 0.0))
-  return _Rows(prompts, cache, keys, token, done), out
+  rows = compaction.Rows(prompts, cache, keys, token, done)
+  return compaction.placed(rows, sharding.constrain), out
 
 
 @functools.partial(jax.jit, donate_argnames=('rows', 'out'), static_argnames=(
@@ -190,64 +225,58 @@ def _outside_nucleus(logits, top_p):
   return jnp.take_along_axis(before >= top_p, jnp.argsort(order, axis=-1), axis=-1)
 
 
-def _compact_if_worth(rows, places, done):
-  """Keep the unfinished rows when at most half of the places would remain.
+def largest(policy, prompt, prompt_mask, row_ids, mesh, *, samples_per_prompt: int,
+            max_new_tokens: int, chunk: int, unroll: bool):
+  """Return the programs of `sample` at their largest, to be compiled ahead of time.
 
-  Responses are permuted within their group and groups within the batch, so the rows
-  stay a [B', K'] rectangle over shared prompts.
+  Args:
+    policy: shapes, dtypes and placements (jax.ShapeDtypeStruct) instead of arrays.
+    prompt: likewise, as are the next two; see `sample`.
+    prompt_mask: bool[B, P].
+    row_ids: i32[B].
+    mesh: where; in context.
+    samples_per_prompt: K.
+    max_new_tokens: N.
+    chunk: tokens between two compactions.
+    unroll: see `sample`.
+
+  Returns:
+    {'prefill', 'decode'}, functions without arguments that lower the program; and
+    what decoding carries in its longest cache: prompt and cache layers, as shapes.
   """
-  active = (~done).sum(axis=1)
-  batch = _smallest_half(done.shape[0], (active > 0).sum(), sharding.batch_shards())
-  samples = _smallest_half(done.shape[1], active.max(), 1)
-  if 2 * batch * samples > done.size:
-    return rows, places
-  groups = np.argsort(active == 0, kind='stable')[:batch]
-  members = np.argsort(done[groups], axis=1, kind='stable')[:, :samples]
-  places = (places[0][groups], np.take_along_axis(
-    np.broadcast_to(places[1], done.shape)[groups], members, axis=1))
-  return _take(rows, groups, members), places
+  whole = sharding.replicated(mesh)
 
+  def scalar(dtype, shape=()):
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=whole)
 
-def _smallest_half(size, least, multiple):
-  """Return the smallest halving of `size` that is >= least and splits `multiple`."""
-  while size % 2 == 0 and size // 2 >= max(least, 1) and (size // 2) % multiple == 0:
-    size //= 2
-  return size
+  def place(x, *logical):
+    where = sharding.placement(x.shape, logical, mesh)
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
 
+  shape = (prompt.shape[0], samples_per_prompt, max_new_tokens)
+  statics = dict(pad_token=0, unroll=unroll, greedy=False, top_k=0, use_top_p=False)
+  choice = _Choice(scalar(jnp.float32), scalar(jnp.int32, (1,)), scalar(jnp.float32))
+  key = scalar(jax.eval_shape(jax.random.key, 0).dtype)
+  given = (policy, prompt, prompt_mask, key, row_ids, choice)
 
-@jax.jit
-def _take(rows, groups, members):
-  """Return the rows of `groups` [B'] and, within each, `members` [B', K']."""
-  def shared(kv):  # [.., B, Hkv, P, d]
-    return jnp.take(kv, groups, axis=-4)
+  def start(capacity):
+    return functools.partial(_start, shape=shape, capacity=capacity, **statics)
 
-  def own(kv):  # [.., B, K, Hkv, S, d]
-    kv = jnp.take(kv, groups, axis=-5)
-    index = members.reshape((1,) * (kv.ndim - 5) + members.shape + (1, 1, 1))
-    return jnp.take_along_axis(kv, index, axis=-4)
-
-  def each(x):  # [B, K]
-    return x[groups[:, None], members]
-
-  return _Rows(
-    policies.Prompt(jax.tree.map(shared, rows.prompt.layers), rows.prompt.mask[groups]),
-    policies.Cache(jax.tree.map(own, rows.cache.layers), rows.cache.length),
-    each(rows.keys), each(rows.token), each(rows.done))
-
-
-@functools.partial(jax.jit, static_argnames=('capacity',))
-def _grow(rows, *, capacity):
-  """Return the rows with room for `capacity` tokens."""
-  def pad(kv):
-    short = capacity - kv.shape[-2]
-    return jnp.pad(kv, [(0, 0)] * (kv.ndim - 2) + [(0, short), (0, 0)])
-
-  layers = jax.tree.map(pad, rows.cache.layers)
-  return rows._replace(cache=policies.Cache(layers, rows.cache.length))
+  rows, out = jax.eval_shape(start(max_new_tokens), *given)
+  rows = compaction.placed(rows, place)
+  rows = rows._replace(cache=rows.cache._replace(length=scalar(jnp.int32)))
+  out = tuple(place(x, 'batch', None, None) for x in out)
+  places = (np.zeros((shape[0], 1), np.int32), np.zeros((1, shape[1]), np.int32))
+  return {
+    'prefill': lambda: _start.lower(*given, shape=shape,
+                                    capacity=min(chunk, max_new_tokens), **statics),
+    'decode': lambda: _decode.lower(policy, rows, out, places, choice,
+                                    steps=min(chunk, max_new_tokens - 1), **statics),
+  }, (rows.prompt.layers, rows.cache.layers)
 
 
 def _check(prompt, samples_per_prompt, max_new_tokens, temperature, top_k, top_p,
-           chunk):
+           chunk, prompts_at_once):
   """Raise a ValueError that names the first setting out of range."""
   if prompt.ndim != 2 or 0 in prompt.shape:
     raise ValueError(f'prompt has shape {prompt.shape}: give tokens [B, P], P >= 1')
@@ -255,6 +284,9 @@ def _check(prompt, samples_per_prompt, max_new_tokens, temperature, top_k, top_p
                       ('max_new_tokens', max_new_tokens), ('chunk', chunk)):
     if value < 1:
       raise ValueError(f'{name}={value}: must be at least 1')
+  if prompts_at_once and (prompts_at_once < 0 or prompt.shape[0] % prompts_at_once):
+    raise ValueError(f'prompts_at_once={prompts_at_once} does not divide the '
+                     f'{prompt.shape[0]} prompts')
   if temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
     raise ValueError(f'temperature={temperature}, top_k={top_k}, top_p={top_p}: need '
                      'temperature >= 0, top_k >= 0 and 0 < top_p <= 1')

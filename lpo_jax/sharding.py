@@ -10,6 +10,7 @@ both; `tensor` splits heads, MLP width and vocabulary. XLA inserts the collectiv
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -22,6 +23,7 @@ RULES = {
   'heads': 'tensor',
   'kv_heads': 'tensor',
   'mlp': 'tensor',
+  'sequence': 'tensor',  # of the residual stream, see constrain_residual
 }
 
 # The last axes of each parameter; leading ones (stacked layers) are not split.
@@ -39,14 +41,22 @@ PARAMETERS = {
   'key_bias': ('kv_heads',),
   'value_bias': ('kv_heads',),
 }
+PARAMETERS |= {  # low-rank adapters are split as the matrix they correct
+  f'{name}_lora_{part}': axes
+  for name in ('query', 'key', 'value', 'out', 'gate', 'up', 'down')
+  for part, axes in (('a', (PARAMETERS[name][0], None)),
+                     ('b', (None, PARAMETERS[name][1])))
+}
 
 
-def make_mesh(shape: tuple[int, ...], axes: tuple[str, ...] = AXES) -> Mesh:
+def make_mesh(shape: tuple[int, ...], axes: tuple[str, ...] = AXES,
+              devices=None) -> Mesh:
   """Return a mesh of the first prod(shape) devices.
 
   Args:
     shape: devices along each axis.
     axes: names of the axes, of AXES.
+    devices: to choose from; those that are here if None.
 
   Raises:
     ValueError: if an axis is unknown, the lengths differ, or devices are too few.
@@ -56,18 +66,21 @@ def make_mesh(shape: tuple[int, ...], axes: tuple[str, ...] = AXES) -> Mesh:
       f'mesh.shape={tuple(shape)} with mesh.axes={tuple(axes)}: name each of {AXES} '
       'once, with one size each (1 leaves an axis unused)'
     )
-  need, have = math.prod(shape), jax.device_count()
+  devices = jax.devices() if devices is None else devices
+  need, have = math.prod(shape), len(devices)
   if need > have or need < 1:
     raise ValueError(
       f'mesh.shape={tuple(shape)} needs {need} devices, but {have} are here: make '
       'their product fit'
     )
-  return jax.make_mesh(tuple(shape), tuple(axes), devices=jax.devices()[:need],
+  return jax.make_mesh(tuple(shape), tuple(axes), devices=devices[:need],
                        axis_types=(AxisType.Auto,) * len(axes))
 
 
 def check_divisible(mesh: Mesh, sizes: dict[str, int]) -> None:
   """Raise a ValueError unless every named size splits over its mesh axes.
+
+  Key/value heads may also be fewer, if they divide the axis: see `notices`.
 
   Args:
     mesh: the mesh.
@@ -77,10 +90,20 @@ def check_divisible(mesh: Mesh, sizes: dict[str, int]) -> None:
   for name, size in sizes.items():
     axes = BATCH if name == 'batch' else (RULES[name],)
     parts = math.prod(mesh.shape[axis] for axis in axes)
-    if size % parts:
+    if size % parts and not (name == 'kv_heads' and parts % size == 0):
       raise ValueError(
         f'{name}={size} does not split over mesh axes {"x".join(axes)} of size {parts}'
       )
+
+
+def notices(mesh: Mesh, kv_heads: int) -> list[str]:
+  """Return what a user should know of how a policy is split."""
+  tensor = mesh.shape[RULES['kv_heads']]
+  if kv_heads % tensor == 0:
+    return []
+  return [f'kv_heads={kv_heads} are fewer than the {tensor} devices along mesh axis '
+          f'{RULES["kv_heads"]}: keys and values are copied to {tensor // kv_heads} '
+          'devices each']
 
 
 def state_shardings(tree, mesh: Mesh):
@@ -95,7 +118,7 @@ def state_shardings(tree, mesh: Mesh):
     name = getattr(path[-2], 'name', None) if len(path) > 1 else None
     logical = PARAMETERS.get(name, ())
     if leaf.ndim >= len(logical):
-      spec[leaf.ndim - len(logical):] = [RULES[axis] for axis in logical]
+      spec[leaf.ndim - len(logical):] = [axis and RULES[axis] for axis in logical]
     return NamedSharding(mesh, PartitionSpec(*spec))
 
   return jax.tree_util.tree_map_with_path(place, tree)
@@ -116,6 +139,22 @@ def shard_batch(tree, mesh: Mesh):
     lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree)
 
 
+def split(tree, count: int):
+  """Return [B, ...] arrays as [count, B / count, ...], every count-th row to a part.
+
+  The stride keeps each part spread over the devices as the whole is, so that cutting
+  a sharded batch moves nothing.
+  """
+  return jax.tree.map(
+    lambda x: jnp.moveaxis(x.reshape(-1, count, *x.shape[1:]), 1, 0), tree)
+
+
+def join(parts):
+  """Return the [B, ...] arrays whose `split` the parts are."""
+  return jax.tree.map(
+    lambda *xs: jnp.stack(xs, 1).reshape(-1, *xs[0].shape[1:]), *parts)
+
+
 def constrain_batch(x):
   """Keep an activation [B, ...] split along B only; a no-op outside a mesh.
 
@@ -125,6 +164,55 @@ def constrain_batch(x):
     spec = PartitionSpec(BATCH, *([PartitionSpec.UNCONSTRAINED] * (x.ndim - 1)))
     return jax.lax.with_sharding_constraint(x, spec)
   return x
+
+
+def placement(shape: tuple[int, ...], logical: tuple, mesh) -> NamedSharding:
+  """Return where an activation lives.
+
+  Args:
+    shape: [..., *axes]; leading axes (stacked layers) are not split.
+    logical: for each of the last axes `batch`, a key of RULES, or None for whole. An
+      axis that does not split evenly stays whole: so it is with key/value heads fewer
+      than the tensor axis.
+    mesh: concrete or abstract.
+  """
+  spec = [None] * (len(shape) - len(logical))
+  for size, name in zip(shape[len(spec):], logical, strict=True):
+    axes = BATCH if name == 'batch' else (RULES[name],) if name else ()
+    parts = math.prod(mesh.shape[axis] for axis in axes)
+    spec.append(None if size % parts else axes or None)
+  return NamedSharding(mesh, PartitionSpec(*spec))
+
+
+def constrain(x, *logical: str | None):
+  """Place an activation as `placement` says; a no-op outside a mesh."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if not set(AXES) <= set(mesh.axis_names):
+    return x
+  return jax.lax.with_sharding_constraint(x, placement(x.shape, logical, mesh).spec)
+
+
+def lookup(table, tokens):
+  """Return the rows [..., D] of a table [V, D] at tokens.
+
+  Where the rows outweigh the table, as in the update, the table is gathered from the
+  fsdp axis first: else XLA gathers the rows of the whole batch onto every device.
+  """
+  if tokens.size >= table.shape[0]:
+    table = constrain(table, 'vocab', None)
+  return table[tokens]
+
+
+def constrain_residual(x, sequence: bool):
+  """Keep the residual stream [B, K, N, D] split along B, and N over `tensor` if asked.
+
+  With `sequence`, what a block keeps for its backward pass is as many times smaller
+  as the tensor axis is long; XLA gathers it where heads or MLP columns are split.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if not sequence or x.shape[2] % mesh.shape.get('tensor', 1):
+    return constrain_batch(x)
+  return constrain(x, 'batch', None, 'sequence', None)
 
 
 def batch_shards(mesh: Mesh | None = None) -> int:

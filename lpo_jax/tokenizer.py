@@ -1,4 +1,4 @@
-"""Text to token ids and back, for small policies and pretrained ones alike.
+"""Prompts to token ids, ids to text, for small policies and pretrained ones alike.
 
 'countdown' names the embedded vocabulary: a SentencePiece word model of 116 pieces,
 one token per space-separated word, so that decoding undoes encoding exactly. Any
@@ -8,6 +8,7 @@ other name is a local folder or hub id, read by transformers. Rebuild the former
 """
 
 import argparse
+import json
 import os
 import pathlib
 from collections.abc import Sequence
@@ -15,9 +16,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from lpo_jax import hub
+
+STYLES = ('auto', 'plain', 'chat')
 _SPECIAL = ('<pad>', '<unk>', '<bos>', '<eos>')
 _WORDS = (*map(str, range(100)), *'+-*/()=,:>', '<answer>', '</answer>')
 _MODEL = pathlib.Path(__file__).parent / 'countdown.model'
+_TODAY = '26 Jul 2024'  # Llama's templates ask for the date; a prompt must not change
 _SPACE = '\u2581'  # SentencePiece's mark at the start of a word
 
 
@@ -36,6 +41,10 @@ class Tokenizer(Protocol):
     """Return a response's ids, nothing added in front or behind."""
     ...
 
+  def render(self, prompt: str | Sequence[dict]) -> str:
+    """Return the text that `encode` turns into ids, special tokens written out."""
+    ...
+
   def decode(self, ids: Sequence[int]) -> str:
     """Return the text of ids; padding, <bos> and <eos> vanish."""
     ...
@@ -45,22 +54,31 @@ class Tokenizer(Protocol):
     ...
 
 
-def get(name_or_path: str) -> Tokenizer:
+def get(name_or_path: str, prompt_style: str = 'auto') -> Tokenizer:
   """Return the embedded vocabulary ('countdown') or that of a folder or hub id.
 
+  Args:
+    name_or_path: where from.
+    prompt_style: how prompts reach a pretrained policy. 'auto': text as it is,
+      messages through the chat template, so the task decides; 'plain': always text,
+      messages joined by blank lines (base models); 'chat': always the template, text
+      as one user message (instruct models).
+
   Raises:
-    ValueError: a folder that does not exist, or no padding or end token in it.
-    OSError: transformers finds no tokenizer there.
+    ValueError: no such folder or hub id, no tokenizer or end token in it, no chat
+      template where the style needs one, or an unknown style.
   """
-  if name_or_path == 'countdown':
-    return CountdownTokenizer()
-  model = pathlib.Path(name_or_path) / _MODEL.name
-  if model.exists():
-    return CountdownTokenizer(model)
-  if name_or_path.startswith(('/', '.', '~')) and not os.path.isdir(name_or_path):
-    raise ValueError(f'no folder {name_or_path!r}; use "countdown", a folder or a hub '
-                     'id')
-  return PretrainedTokenizer(name_or_path)
+  if prompt_style not in STYLES:
+    raise ValueError(f'policy.prompt_style={prompt_style!r}: choose one of '
+                     f'{", ".join(STYLES)}')
+  model = None if name_or_path == 'countdown' else (
+    pathlib.Path(name_or_path) / _MODEL.name)
+  if model is None or model.exists():
+    if prompt_style == 'chat':
+      raise ValueError("policy.prompt_style='chat': the embedded vocabulary has no "
+                       "chat template; choose 'auto' or 'plain'")
+    return CountdownTokenizer(model or _MODEL)
+  return PretrainedTokenizer(hub.resolve(name_or_path), prompt_style)
 
 
 class CountdownTokenizer:
@@ -99,6 +117,10 @@ class CountdownTokenizer:
                        f'(integers 0..99, {" ".join(_WORDS[100:])}) of {text[:80]!r}')
     return ids
 
+  def render(self, prompt: str | Sequence[dict]) -> str:
+    """Return the words behind <bos>."""
+    return f'{_SPECIAL[self._model.bos_id()]} {prompt}'
+
   def decode(self, ids: Sequence[int]) -> str:
     """Return the words, one space between."""
     return self._model.decode([int(i) for i in ids])
@@ -124,31 +146,56 @@ def _transformers_tokenizer():
 
 
 class PretrainedTokenizer:
-  """A Hugging Face tokenizer: chat template for messages, its own stop tokens."""
+  """A Hugging Face tokenizer: its chat template and its stop tokens."""
 
-  def __init__(self, path: str):
+  def __init__(self, folder: str, prompt_style: str = 'auto'):
+    """Read a local folder; see `get`."""
     import transformers
-    self._tokenizer = transformers.AutoTokenizer.from_pretrained(path)
     try:
-      config = transformers.GenerationConfig.from_pretrained(path)
-      stops = config.eos_token_id
-    except OSError:  # a folder without generation_config.json
-      stops = None
-    stops = stops if isinstance(stops, list | tuple) else [stops]
+      self._tokenizer = transformers.AutoTokenizer.from_pretrained(
+        folder, local_files_only=True)
+    except Exception as error:  # of many kinds, from missing and damaged files
+      reason = ' '.join(str(error).split())[:300]
+      raise ValueError(f'no tokenizer can be read from {folder!r} ({reason}); name '
+                       'another folder by policy.tokenizer') from error
+    self._folder, self._style = folder, prompt_style
+    if prompt_style == 'chat':
+      self._require_template()
     eos, pad = self._tokenizer.eos_token_id, self._tokenizer.pad_token_id
-    self.stop_tokens = tuple(sorted({s for s in (*stops, eos) if s is not None}))
+    self.stop_tokens = tuple(sorted({*_stop_tokens(folder), *([] if eos is None
+                                                              else [eos])}))
     if not self.stop_tokens:
-      raise ValueError(f'{path!r} names no end token: eos_token is missing')
+      raise ValueError(f'{folder!r} names no end token: eos_token is missing')
     self.pad_id = self.stop_tokens[0] if pad is None else pad
     self.vocab_size = len(self._tokenizer)
 
   def encode(self, prompt: str | Sequence[dict]) -> list[int]:
-    """Return the ids of text, or of messages through the chat template."""
+    """Return the ids of text, or of messages through the chat template.
+
+    Raises:
+      ValueError: messages need a chat template that is not there.
+    """
+    if self._style == 'chat' and isinstance(prompt, str):
+      prompt = [{'role': 'user', 'content': prompt}]
+    if self._style == 'plain' and not isinstance(prompt, str):
+      prompt = '\n\n'.join(message['content'] for message in prompt)
     if isinstance(prompt, str):
       return self._ids(prompt, add_special_tokens=True)
+    self._require_template()
     text = self._tokenizer.apply_chat_template(
-      list(prompt), tokenize=False, add_generation_prompt=True)
+      list(prompt), tokenize=False, add_generation_prompt=True,
+      date_string=_TODAY, strftime_now=lambda _: _TODAY)
     return self._ids(text, add_special_tokens=False)  # the template wrote them
+
+  def render(self, prompt: str | Sequence[dict]) -> str:
+    """Return the text of a prompt's ids, special tokens included."""
+    return self._tokenizer.decode(self.encode(prompt), skip_special_tokens=False,
+                                  clean_up_tokenization_spaces=False)
+
+  def _require_template(self) -> None:
+    if not self._tokenizer.chat_template:
+      raise ValueError(f'{self._folder!r} has no chat template: set '
+                       "policy.prompt_style='plain' for a base model")
 
   def encode_response(self, text: str) -> list[int]:
     """Return the ids of text alone."""
@@ -167,6 +214,21 @@ class PretrainedTokenizer:
   def save(self, folder: str) -> None:
     """Write the tokenizer's files into `folder`."""
     self._tokenizer.save_pretrained(folder)
+
+
+def _stop_tokens(folder: str) -> list[int]:
+  """Return the end tokens of generation_config.json, else of config.json."""
+  for name in ('generation_config.json', 'config.json'):
+    path = pathlib.Path(folder) / name
+    if not path.exists():
+      continue
+    try:
+      found = json.loads(path.read_text()).get('eos_token_id')
+    except (ValueError, AttributeError) as error:
+      raise ValueError(f'{path} is not a JSON object: {error}') from error
+    if found is not None:
+      return found if isinstance(found, list) else [found]
+  return []
 
 
 def pad_prompts(

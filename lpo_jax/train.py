@@ -22,10 +22,12 @@ from lpo_jax import (
   checkpoint,
   curves,
   evaluate,
+  hosts,
+  origin,
   phases,
+  policy,
   programs,
   rollout,
-  sharding,
   tasks,
 )
 from lpo_jax import metrics as metrics_lib
@@ -33,7 +35,7 @@ from lpo_jax import workdir as workdirs
 from lpo_jax.types import TrainState
 
 # Streams of randomness under key(seed); problems have their own (tasks.base).
-INIT, SAMPLE, EVALUATE = 0, 2, 3
+INIT, SAMPLE, EVALUATE, ADAPT = 0, 2, 3, 4
 WATCHED = ('reward/mean', 'group/flat_frac', 'actor/entropy', 'actor/grad_norm')
 
 
@@ -62,10 +64,11 @@ class Run:
         belongs to another configuration.
     """
     self.config, self.workdir = config, workdir
-    self.parts = build.build(config)
-    metrics_lib.check_writable(workdir)
     self.plain_config = json.loads(config.to_json())
-    workdirs.check_owner(workdir, self.plain_config, override_workdir)
+    hosts.check_same('the configuration', f'{config.to_json()} in {workdir}')
+    with hosts.agreeing():
+      self.parts = build.build(config)
+    workdirs.claim(workdir, self.plain_config, override_workdir)
     self.phases = phases.Phases(config.log.watchdog_s)
     self.checkpoints = checkpoint.Checkpointer(
       os.path.join(workdir, 'checkpoints'), keep_last=config.checkpoint.keep,
@@ -79,12 +82,12 @@ class Run:
     jax.monitoring.register_event_duration_secs_listener(self._count_compile)
     signal.signal(signal.SIGTERM, self._ask_to_stop)
     with jax.set_mesh(self.parts.mesh):
-      restored = self.checkpoints.restore(self.programs.abstract)
+      restored = origin.resume(self.checkpoints, self.parts, self.programs)
       for message in self.checkpoints.messages:
         say(message)
       self.writer = metrics_lib.Writer(
         self.workdir, None if restored is None else restored[1],
-        self.config.log.tensorboard)
+        self.config.log.tensorboard) if hosts.first() else metrics_lib.Silence()
       workdirs.write_config(self.workdir, self.plain_config)
       try:
         self._train(restored)
@@ -100,8 +103,7 @@ class Run:
     self.phases.close()
 
   def _train(self, restored) -> None:
-    say(briefing.opening(self.parts, self.config.prompts_per_step,
-                         self.programs.abstract.params))
+    say(briefing.opening(self.parts, self.config.prompts_per_step))
     self.tokens = workdirs.total_tokens(self.workdir)
     if restored is None:
       state, start = self._start(), 0
@@ -111,13 +113,13 @@ class Run:
     steps = range(start + 1, self.config.num_steps + 1)
     pending = None
     with tqdm.tqdm(steps, initial=start, total=self.config.num_steps, unit='step',
-                   mininterval=2, file=sys.stderr) as bar:
+                   mininterval=2, file=sys.stderr, disable=not hosts.first()) as bar:
       for step in bar:
         state, pending = self._iterate(state, step, pending, bar)
         self._close_step(state, pending)
         if pending.step in (self._last_saved, self.config.num_steps):
           pending = None
-        if self.stop_asked:
+        if hosts.anywhere(self.stop_asked):
           self._flush(pending)
           self._save(state, step, {}, force=True)
           raise Stopped(f'asked to stop: saved step {step}; run again to go on')
@@ -125,12 +127,10 @@ class Run:
 
   def _start(self) -> TrainState:
     """Return the state before the first step: warm-started, evaluated and saved."""
-    config = self.config
-    state = self.programs.fresh_state(self._key(INIT))
-    if config.init_from:
-      state = self.programs.state_of(self._given_params())
-    elif self.parts.warmstart is not None:
-      state = self.programs.state_of(self._warm_start(state.params))
+    params = origin.first(self.config, self.parts, self.programs, self._key(INIT), say)
+    if self.parts.warmstart is not None:
+      params = self._warm_start(params)
+    state = self.programs.state_of(params, self._key(ADAPT))
     numbers = self._evaluate(state.params, 0, wide=True)
     self.writer.write(0, numbers)
     self._save(state, 0, numbers, force=True)
@@ -139,13 +139,14 @@ class Run:
   def _warm_start(self, params):
     """Return the policy after supervised steps on demonstrations."""
     opt_state, step_fn = self.programs.warm_start(params)
-    bar = tqdm.trange(self.config.warmstart.steps, desc='warm start', mininterval=2)
+    bar = tqdm.trange(self.config.warmstart.steps, desc='warm start', mininterval=2,
+                      disable=not hosts.first())
     with self.phases('warmstart'):
       for step in bar:
-        if self.stop_asked:
+        if hosts.anywhere(self.stop_asked):
           raise Stopped('asked to stop during the warm start: nothing to save')
         batch = build.warmstart_batch(self.config, self.parts, step)
-        batch = sharding.shard_batch(batch, self.parts.mesh)
+        batch = hosts.place(batch, self.parts.mesh)
         params, opt_state, loss = step_fn(params, opt_state, batch)
         if step % 50 == 49:
           bar.set_postfix(loss=f'{float(jax.device_get(loss)):.3f}')
@@ -170,8 +171,9 @@ class Run:
     if step % self.config.log.groups_every == 0 or step == 1:
       self._look_inside(state, pending, problems, graded)
     if step == 1:
-      found = metrics_lib.reduce(pending.metrics)
-      for line in briefing.first_step(found, problems[0].prompt, graded.texts[0]):
+      found, shown = metrics_lib.reduce(pending.metrics), rollout.texts(graded, 1)
+      prompt = self.parts.tokenizer.render(problems[0].prompt)
+      for line in briefing.first_step(found, prompt, shown[0]):
         say(line)
     pending.numbers |= self._timings(groups)
     bar.set_postfix({name: f'{float(jax.device_get(metrics[name])):.3f}'
@@ -219,21 +221,23 @@ class Run:
     """Return the validation numbers; `wide` takes `eval.final_samples`."""
     config = self.config.eval
     samples = max(config.samples, config.final_samples) if wide else config.samples
+    measured = evaluate.EvalConfig(samples, tuple(config.pass_at),
+                                   self.config.prompts_per_step)
     with self.phases('eval'):
-      found = evaluate.evaluate(
-        params, self.parts.eval_problems, self.parts.task, self.parts.tokenizer,
-        self._key(EVALUATE), self.parts.eval_sampling,
-        evaluate.EvalConfig(samples, tuple(config.pass_at),
-                            self.config.prompts_per_step),
-        self.parts.mesh, mean_at=(config.samples,))
-    name = f'val/{self.parts.task.name}/mean@{config.samples}'
-    say(f'step {step}: {name} = {found[name]:.3f} +- {found[name + "_stderr"]:.3f}')
-    return found
+      found = evaluate.evaluate_sets(
+        params, self.parts.eval_sets, self.parts.task, self.parts.tokenizer,
+        self._key(EVALUATE), self.parts.eval_sampling, measured, self.parts.mesh,
+        mean_at=(config.samples,))
+    for name, numbers in found.items():
+      key = f'val/{name}/mean@{config.samples}'
+      say(f'step {step}: {key} = {numbers[key]:.3f} +- {numbers[key + "_stderr"]:.3f}')
+    return {key: value for numbers in found.values() for key, value in numbers.items()}
 
   def _save(self, state, step: int, numbers: dict, force: bool = False) -> None:
     with self.phases('save'):
       self.writer.sync()
-      self.checkpoints.save(step, state, numbers, force=force)
+      kept = origin.stored(state, self.parts)
+      self.checkpoints.save(step, kept, numbers, force=force)
 
   def _look_inside(self, state, pending: Pending, problems, graded) -> None:
     """Measure the update's certificate and write a few groups to rollouts/."""
@@ -241,13 +245,13 @@ class Run:
     pending.metrics |= metrics
     shown = min(self.config.log.groups, len(problems))
     workdirs.write_groups(
-      self.workdir, pending.step, problems[:shown], graded.texts, graded.rewards,
-      [np.exp(jax.device_get(x)) for x in simplexes])
+      self.workdir, pending.step, problems[:shown], rollout.texts(graded, shown),
+      graded.rewards, [np.exp(jax.device_get(x)) for x in simplexes])
 
   def _timings(self, groups) -> dict[str, float]:
     numbers = self.phases.flush()
     mask = groups.rollouts.response_mask
-    tokens = int(jax.device_get(mask.sum()))
+    tokens = int(hosts.fetch(mask.sum()))
     self.tokens += tokens
     return numbers | {
       'perf/tokens_per_s': tokens / numbers['timing_s/step'],
@@ -256,6 +260,8 @@ class Run:
 
   def _finish(self) -> None:
     """Write the summary and the curves."""
+    if not hosts.first():
+      return
     rows = metrics_lib.read(self.workdir)
     self._summarise(self.config.num_steps, rows[-1], first=_validation(rows[0]),
                     total_tokens=self.tokens)
@@ -269,25 +275,24 @@ class Run:
       'final': _validation(numbers), **more})
 
   def evaluate_only(self) -> None:
-    """Evaluate the newest policy of the workdir, or `init_from`; write the summary."""
+    """Evaluate the newest policy (`origin.newest`); write the summary."""
     with jax.set_mesh(self.parts.mesh):
-      restored = None if self.config.init_from else self.checkpoints.restore(
-        self.programs.abstract)
-      if restored is None and not self.config.init_from:
-        raise FileNotFoundError(f'workdir={self.workdir} holds no checkpoint: train '
-                                'first, or give --config.init_from=RUN')
-      if restored is not None:
-        params, step = restored[0].params, restored[1]
-      else:
-        params, step = self._given_params(), 0
+      params, step = origin.newest(self.config, self.parts, self.programs, self.workdir,
+                                   say)
       self._summarise(step, self._evaluate(params, step, wide=True), mode='eval',
                       init_from=self.config.init_from)
     self.close()
 
-  def _given_params(self):
-    say(f'starting from the policy in {self.config.init_from}')
-    return checkpoint.restore_params(self.config.init_from,
-                                     self.programs.abstract.params)
+  def export(self, folder: str) -> None:
+    """Write the newest policy (`origin.newest`) as a Hugging Face folder."""
+    policy.check_empty(folder)
+    with jax.set_mesh(self.parts.mesh):
+      params, step = origin.newest(self.config, self.parts, self.programs, self.workdir,
+                                   say)
+      policy.save_pretrained(params, folder, tokenizer=self.parts.tokenizer,
+                             source=self.parts.weights, base=self.config.policy.path)
+    say(f'step {step} exported to {folder}')
+    self.close()
 
   def _key(self, stream: int):
     return jax.random.fold_in(jax.random.key(self.config.seed), stream)
@@ -304,8 +309,9 @@ def _validation(numbers: dict) -> dict:
 
 
 def say(text: str) -> None:
-  """Tell the user, beside the progress bar."""
-  tqdm.tqdm.write(text, file=sys.stderr)
+  """Tell the user, beside the progress bar, once for all processes."""
+  if hosts.first():
+    tqdm.tqdm.write(text, file=sys.stderr)
 
 
 def _named(metrics: dict) -> dict:

@@ -94,5 +94,5 @@ class TrainState:
 
   step: Array  # i32[]: finished iterations
   params: Any  # the policy, a pytree
-  opt_state: Any
+  opt_state: Any  # of what is trained of it: see policy/lora.py
   skipped: Array  # i32[]: updates skipped in a row for a non-finite gradient

@@ -12,8 +12,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lpo_jax import microbatch, sequence, simplex
+from lpo_jax import microbatch, sequence, sharding, simplex
+from lpo_jax import optimizer as optimizers
 from lpo_jax.microbatch import UpdateConfig
+from lpo_jax.policy import lora
 from lpo_jax.simplex import geometry
 from lpo_jax.types import Coefficients, Group, Groups, Mean, TrainState
 
@@ -33,7 +35,7 @@ def make_update(objective: Callable[[Group], Coefficients],
       groups = microbatch.pack(groups, config)
     statistics = _batch_statistics(groups)
     behavior = _behavior_logprobs(state.params, groups, config)
-    batches = microbatch.split((groups, behavior), config.updates_per_step)
+    batches = sharding.split((groups, behavior), config.updates_per_step)
 
     def minibatch(state, batch):
       index, (groups, behavior) = batch
@@ -106,11 +108,13 @@ def _apply(optimizer, learning_rate, state: TrainState, grads, metrics, keep):
   finite = jnp.isfinite(norm)
   useful = finite & jnp.any(keep)
   count = optax.tree_utils.tree_get_all_with_path(state.opt_state, 'count')[0][1]
-  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-  params = optax.apply_updates(state.params, updates)
+  trained, frozen = lora.split(state.params)
+  updates, opt_state = optimizer.update(grads, state.opt_state, trained)
+  params = optimizers.apply_updates(trained, updates, count)
   params, opt_state = jax.tree.map(
     lambda new, old: jnp.where(useful, new, old), (params, opt_state),
-    (state.params, state.opt_state))
+    (trained, state.opt_state))
+  params = lora.join(params, frozen)
   one = jnp.float32(1)
   metrics |= {
     'actor/grad_norm': Mean(jnp.where(finite, norm, 0.0), finite.astype(jnp.float32)),

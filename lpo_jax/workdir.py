@@ -2,21 +2,35 @@
 
 DIR/config.json names the owner; DIR/rollouts/ holds looks inside groups;
 DIR/skipped/ the evidence of gradients that were not finite; DIR/summary.json the end.
-Each is written whole or not at all.
+Each is written whole or not at all. Of several processes only the first writes.
 """
 
 import json
 import os
+import pathlib
+import time
 from collections.abc import Sequence
 
-import jax
 import numpy as np
 
-from lpo_jax import manifest
+from lpo_jax import hosts, manifest
 from lpo_jax import metrics as metrics_lib
 from lpo_jax.types import Groups, Problem
 
 CONFIG, SUMMARY = 'config.json', 'summary.json'
+
+
+def claim(workdir: str, config: dict, override: bool) -> None:
+  """Make sure that this run may write `workdir` and that every process sees it.
+
+  Raises:
+    ValueError: it cannot be written, is another run's, or is not shared.
+  """
+  with hosts.agreeing():
+    if hosts.first():
+      metrics_lib.check_writable(workdir)
+      check_owner(workdir, config, override)
+  check_shared(workdir)
 
 
 def check_owner(workdir: str, config: dict, override: bool) -> None:
@@ -49,16 +63,47 @@ def check_owner(workdir: str, config: dict, override: bool) -> None:
                      '--override_workdir to go on with this one')
 
 
+def check_shared(workdir: str, wait_s: float = 10.0) -> None:
+  """Refuse a workdir that is not one folder for every process.
+
+  Args:
+    workdir: the run's folder; exists on process 0.
+    wait_s: how long a file of process 0 may take to appear on the others.
+
+  Raises:
+    ValueError: names the processes that do not see it.
+  """
+  if hosts.alone():
+    return
+  token = hosts.gather(str(time.time_ns()))[0]
+  probe = pathlib.Path(workdir) / f'.shared_{token}'
+  if hosts.first():
+    probe.write_text(token)
+  hosts.gather(None)  # it is written
+  deadline = time.monotonic() + wait_s
+  while not (seen := probe.exists()) and time.monotonic() < deadline:
+    time.sleep(0.2)
+  blind = [index for index, sees in enumerate(hosts.gather(seen)) if not sees]
+  if hosts.first():
+    probe.unlink()
+  if blind:
+    raise ValueError(f'workdir={workdir} of process 0 is not that of processes '
+                     f'{blind}: give a folder that every host shares')
+
+
+@hosts.by_first
 def write_config(workdir: str, config: dict) -> None:
   """Write DIR/config.json."""
   metrics_lib.write_json(os.path.join(workdir, CONFIG), config)
 
 
+@hosts.by_first
 def write_summary(workdir: str, summary: dict) -> None:
   """Write DIR/summary.json."""
   metrics_lib.write_json(os.path.join(workdir, SUMMARY), summary)
 
 
+@hosts.by_first
 def write_groups(workdir: str, step: int, problems: Sequence[Problem],
                  texts: Sequence[Sequence[str]], rewards: np.ndarray,
                  simplexes: Sequence[np.ndarray]) -> None:
@@ -83,14 +128,19 @@ def write_groups(workdir: str, step: int, problems: Sequence[Problem],
 def keep_evidence(workdir: str, step: int, groups: Groups) -> str:
   """Write the groups behind a gradient that was not finite; return the path."""
   path = os.path.join(workdir, 'skipped', f'step_{step:06d}.npz')
-  os.makedirs(os.path.dirname(path), exist_ok=True)
-  np.savez_compressed(path, **jax.device_get(manifest.flatten(groups)))
+  arrays = hosts.fetch(manifest.flatten(groups))
+  if hosts.first():
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    np.savez_compressed(path, **arrays)
   return path
 
 
 def total_tokens(workdir: str) -> int:
-  """Return the response tokens sampled up to the last line of metrics.jsonl."""
-  rows = metrics_lib.read(workdir)
+  """Return the response tokens sampled up to the last line of metrics.jsonl.
+
+  Where nothing is written, that is on all processes but the first, 0.
+  """
+  rows = metrics_lib.read(workdir) if hosts.first() else []
   return int(rows[-1].get('perf/total_tokens', 0)) if rows else 0
 
 

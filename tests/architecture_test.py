@@ -22,33 +22,41 @@ LAYERS = (
   {'simplex', 'baselines'},
   {
     'objective', 'sequence', 'sharding', 'optimizer', 'tokenizer', 'metrics', 'phases',
-    'manifest',
+    'manifest', 'hardware', 'allocator', 'hosts', 'hub',
   },
-  {'sampler', 'tasks', 'policy'},
+  {'sampler', 'compaction', 'tasks', 'policy'},
   {
     'evaluate', 'rollout', 'update', 'microbatch', 'warmstart', 'checkpoint', 'curves',
-    'workdir',
+    'workdir', 'roofline', 'knobs',
   },
-  {'build', 'briefing', 'programs'},
-  {'train'},
+  {'build', 'briefing', 'programs', 'origin'},
+  {'train', 'ahead'},
   {'main', 'report', 'view'},
 )  # fmt: skip
 SIDEWAYS = {
   ('evaluate', 'rollout'),  # evaluation samples and verifies as training does
   ('objective', 'sequence'),
+  ('hosts', 'sharding'),
   ('sampler', 'policy'),
+  ('knobs', 'roofline'),
+  ('sampler', 'compaction'),
+  ('compaction', 'policy'),
   ('briefing', 'build'),
   ('programs', 'build'),
+  ('origin', 'build'),
+  ('origin', 'programs'),
+  ('tokenizer', 'hub'),
   ('update', 'microbatch'),
 }
-TOOLS = {'main', 'train', 'report', 'view'}  # the offline tools and the two at the top
+TOOLS = {'main', 'train', 'report', 'view', 'ahead'}  # offline, and at the top
 FILES = TOOLS | {
   'checkpoint', 'metrics', 'curves', 'workdir', 'tokenizer', 'policy.pretrained',
+  'policy.export',
 }
 EFFECTS = {  # what only some modules may do -> those modules, packages by name
-  'print': TOOLS | {'tokenizer'},
-  'log': TOOLS | {'checkpoint', 'metrics', 'phases', 'policy.pretrained'},
-  'write files': FILES,
+  'print': TOOLS | {'tokenizer', 'hosts'},
+  'log': TOOLS | {'checkpoint', 'metrics', 'phases', 'policy.pretrained', 'tasks'},
+  'write files': FILES | {'tasks.sandbox'},  # the room of a program, removed after it
   'read files': FILES | {'tasks'},
 }
 UNTESTED = {'types', 'programs'}  # fields only; tested through train

@@ -17,10 +17,11 @@ def _normal(seed, *shape):
 
 def _part(seed, heads, size, shared=False):
   """Return a part of `size` keys, about a third of them masked, never the first."""
-  shape = (_B, heads, size, _D) if shared else (_B, _K, heads, size, _D)
+  lead = (_B, heads) if shared else (_B, _K, heads)
   mask = np.random.default_rng(seed).uniform(size=(_B, _K, _N, size)) < 0.7
   mask[..., 0] = True
-  return attention.Part(_normal(seed + 1, *shape), _normal(seed + 2, *shape), mask)
+  keys, values = (_normal(seed + i, *lead, size, _D) for i in (1, 2))
+  return attention.Part(keys if shared else np.swapaxes(keys, -1, -2), values, mask)
 
 
 def _queries(heads, group):
@@ -28,20 +29,20 @@ def _queries(heads, group):
 
 
 def _repeat(part):
-  """Return a shared part as K equal copies."""
+  """Return a shared part as K equal copies, keys in slots."""
   if part.keys.ndim == 5:
     return part
   keys, values = (jnp.repeat(x[:, None], _K, axis=1) for x in part[:2])
-  return attention.Part(keys, values, part.mask)
+  return attention.Part(jnp.swapaxes(keys, -1, -2), values, part.mask)
 
 
 def _one_softmax(queries, parts, xp=jnp):
   """Return attention over the parts' keys laid end to end."""
   keys, values, mask = zip(*map(_repeat, parts), strict=True)
-  keys, values = (xp.concatenate(x, axis=3) for x in (keys, values))
+  keys, values = xp.concatenate(keys, axis=4), xp.concatenate(values, axis=3)
   mask = xp.concatenate([xp.broadcast_to(m, (_B, _K, _N, m.shape[-1])) for m in mask],
                         axis=3)
-  scores = xp.einsum('bknhgd,bkhsd->bknhgs', queries, keys) / queries.shape[-1] ** 0.5
+  scores = xp.einsum('bknhgd,bkhds->bknhgs', queries, keys) / queries.shape[-1] ** 0.5
   scores = xp.where(mask[:, :, :, None, None], scores, -xp.inf)
   weights = xp.exp(scores - scores.max(-1, keepdims=True))
   weights = weights / weights.sum(-1, keepdims=True)
@@ -101,7 +102,7 @@ def test_order_of_keys_and_of_parts_does_not_matter():
   queries, parts = _queries(2, 2), (_part(0, 2, 5, shared=True), _part(3, 2, 4))
   order = np.array([3, 0, 2, 1])
   keys, values, mask = parts[1]
-  permuted = attention.Part(keys[..., order, :], values[..., order, :],
+  permuted = attention.Part(keys[..., order], values[..., order, :],
                             mask[..., order])
   np.testing.assert_allclose(_attend(queries, parts),
                              _attend(queries, (permuted, parts[0])),
@@ -114,7 +115,7 @@ def test_masked_keys_have_no_influence():
   hidden[..., 2] = True
   part = part._replace(mask=part.mask & ~hidden)
   changed = part._replace(keys=part.keys.copy(), values=part.values.copy())
-  changed.keys[..., 2, :], changed.values[..., 2, :] = 1e4, 1e4
+  changed.keys[..., 2], changed.values[..., 2, :] = 1e4, 1e4
   np.testing.assert_array_equal(_attend(queries, (part,)), _attend(queries, (changed,)))
 
 

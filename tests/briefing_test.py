@@ -1,10 +1,9 @@
 """What a run says: counts that follow from the batch words, advice with a flag."""
 
-import jax
 import pytest
 
-from configs import models
-from lpo_jax import briefing, policy, sharding
+from experiments import countdown
+from lpo_jax import briefing, build
 
 HEALTHY = {'group/flat_frac': 0.3, 'response_length/clip_ratio': 0.0,
            'mismatch/logp_abs_mean': 1e-7, 'reward/mean': 0.4}
@@ -32,15 +31,8 @@ def test_what_is_off_is_named_with_its_flag(change, flag):
   assert flag in briefing.first_step(HEALTHY | change, 'p', ['r'])[-1]
 
 
-def test_memory_estimate_counts_parameters_exactly_and_splits_them():
-  config = models.POLICIES['countdown_small']
-  params = jax.eval_shape(lambda key: policy.Policy(config, key), jax.random.key(0))
-  count = sum(leaf.size for leaf in jax.tree.leaves(params))
-  sizes = dict(rows=8, tokens=28, micro_rows=8)
-  one = briefing.memory_estimate(params, config, sharding.make_mesh((1, 1, 1)), **sizes)
-  assert one['params'] == pytest.approx(4 * count / 2**30)
-  assert one['moments'] == 2 * one['params']
-  mesh = sharding.make_mesh((1, 4, 2))
-  split = briefing.memory_estimate(params, config, mesh, **sizes)
-  assert split['params'] < one['params'] / 4
-  assert split['kv_cache'] == one['kv_cache'] / 4
+def test_the_opening_names_every_phase_of_memory():
+  config = countdown.get_config('tiny')
+  opening = briefing.opening(build.build(config), config.prompts_per_step)
+  assert 'to sample, estimated GiB: ' in opening
+  assert 'to update, estimated GiB: ' in opening

@@ -1,5 +1,7 @@
 """What every test runs under: eight CPU devices, and rank promotion as an error.
 
+Programs of tests run once or twice, so they are compiled quickly, not well.
+
 The environment is set before anything imports jax. GPU and TPU tests are run by
 setting JAX_PLATFORMS; XLA_FLAGS given from outside are kept.
 """
@@ -9,7 +11,8 @@ import os
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 _FLAGS = os.environ.get('XLA_FLAGS', '')
 if 'xla_force_host_platform_device_count' not in _FLAGS:
-  os.environ['XLA_FLAGS'] = f'{_FLAGS} --xla_force_host_platform_device_count=8'.strip()
+  os.environ['XLA_FLAGS'] = (f'{_FLAGS} --xla_force_host_platform_device_count=8 '
+                             '--xla_backend_optimization_level=0').strip()
 
 import jax  # noqa: E402
 

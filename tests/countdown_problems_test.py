@@ -160,3 +160,69 @@ def test_ranges_too_small_for_a_distinct_test_split_are_refused():
     task.problems('test')
   with pytest.raises(ValueError, match="unknown split 'dev'"):
     task.problems('dev')
+
+
+SETS = {'cd34': (3, 4), 'cd4': (4, 4)}
+
+
+def test_evaluation_sets_are_drawn_by_their_counts():
+  task = tasks.get('countdown', max_numbers=4, test_size=40, sets=SETS)
+  sets = task.eval_sets()
+  assert {name: len(problems) for name, problems in sets.items()} == {
+    'cd34': 40, 'cd4': 40}
+  counts = {name: {len(problem.answer['numbers']) for problem in problems}
+            for name, problems in sets.items()}
+  assert counts == {'cd34': {3, 4}, 'cd4': {4}}
+  for problems in sets.values():
+    assert all(countdown_problems.is_held_out(p.answer['numbers'], p.answer['target'])
+               for p in problems)
+  assert tasks.get('countdown').eval_sets().keys() == {'countdown'}
+
+
+@pytest.mark.parametrize('sets', [{'cd': (3,)}, {'cd': (4, 3)}, {'average': (3, 3)}])
+def test_impossible_sets_are_named(sets):
+  with pytest.raises(ValueError, match=f'sets: {next(iter(sets))}='):
+    tasks.get('countdown', sets=sets)
+
+
+def hub_rows(kind, folder):
+  """Write 400 rows in the hub's schema, as one file."""
+  rng = random.Random(0)
+  rows = [{'target': rng.randint(10, 100),
+           'nums': [rng.randint(1, 99) for _ in range(rng.choice((3, 4)))]}
+          for _ in range(400)]
+  path = folder / f'rows.{kind}'
+  if kind == 'jsonl':
+    path.write_text('\n'.join(map(json.dumps, rows)))
+  else:
+    pyarrow = pytest.importorskip('pyarrow')
+    from pyarrow import parquet
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+  return str(path), rows
+
+
+@pytest.mark.parametrize('kind', ['jsonl', 'parquet'])
+def test_one_file_in_the_hubs_schema_is_parted_without_overlap(kind, tmp_path):
+  path, rows = hub_rows(kind, tmp_path)
+  task = tasks.get('countdown', path=path, test_size=10, sets=SETS)
+  train = [(p.answer['numbers'], p.answer['target']) for p in task.problems('train')]
+  assert train == [(row['nums'], row['target']) for row in rows
+                   if not countdown_problems.is_held_out(row['nums'], row['target'])]
+  for name, problems in task.eval_sets().items():
+    assert len(problems) == 10
+    for problem in problems:
+      numbers, target = problem.answer['numbers'], problem.answer['target']
+      assert countdown_problems.is_held_out(numbers, target)
+      assert (numbers, target) not in train
+      assert len(numbers) >= SETS[name][0]
+  with pytest.raises(ValueError, match=r'rows of 4 to 4 numbers; asked for 300'):
+    tasks.get('countdown', path=path, test_size=300, sets=SETS).problems('cd4')
+
+
+def test_a_folders_own_file_of_a_set_is_taken_else_its_test_file(tmp_path):
+  for name, numbers in (('test', [1, 2, 3]), ('cd4', [1, 2, 3, 4])):
+    (tmp_path / f'{name}.jsonl').write_text(
+      json.dumps({'nums': numbers, 'target': 6}) + '\n')
+  sets = tasks.get('countdown', path=str(tmp_path), sets=SETS).eval_sets()
+  assert {name: problems[0].answer['numbers'] for name, problems in sets.items()} == {
+    'cd34': [1, 2, 3], 'cd4': [1, 2, 3, 4]}

@@ -161,3 +161,11 @@ def test_every_round_has_one_shape_and_names_each_problem_s_own_stream(rounds):
   _evaluate(2)
   assert rounds == [((2, 8), rows) for rows in ([0, 1], [2, 3], [4, 5])
                     for _ in range(2)]
+
+
+def test_the_average_weighs_sets_alike_and_keeps_what_all_have():
+  found = evaluate.average({
+    'a': {'val/a/mean@2': 0.5, 'val/a/mean@2_stderr': 0.3, 'val/a/extra': 1.0},
+    'b': {'val/b/mean@2': 0.25, 'val/b/mean@2_stderr': 0.4}})
+  assert found == {'val/average/mean@2': 0.375,
+                   'val/average/mean@2_stderr': pytest.approx(0.25)}

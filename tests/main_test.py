@@ -52,3 +52,28 @@ def test_workdir_is_required():
   found = run()
   assert found.returncode != 0
   assert 'workdir' in found.stderr
+
+
+@pytest.mark.parametrize(('flags', 'message'), [
+  (('--mode=export',), '--export_dir=DIR'), (('--export_dir=out',), '--mode=export'),
+])
+def test_export_needs_its_folder_and_its_mode(flags, message, tmp_path):
+  found = run(f'--workdir={tmp_path}/run', *flags)
+  assert found.returncode == 2
+  assert message in found.stderr
+  assert 'Traceback' not in found.stderr
+
+
+def test_export_of_nothing_says_so(tmp_path):
+  found = run(f'--workdir={tmp_path}/run', '--mode=export',
+              f'--export_dir={tmp_path}/out')
+  assert found.returncode == 2
+  assert 'holds no checkpoint' in found.stderr
+  assert not (tmp_path / 'out').exists()
+
+
+def test_an_export_over_something_is_refused(tmp_path):
+  (tmp_path / 'mine').write_text('')
+  found = run(f'--workdir={tmp_path}/run', '--mode=export', f'--export_dir={tmp_path}')
+  assert found.returncode == 2
+  assert 'is not an empty folder' in found.stderr

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lpo_jax import metrics as metrics_lib
-from lpo_jax import microbatch, objective
+from lpo_jax import microbatch, objective, sharding
 from lpo_jax.microbatch import UpdateConfig
 from lpo_jax.types import Coefficients
 from tests import learner
@@ -210,7 +210,7 @@ def test_groups_that_do_not_count_are_never_seen():
 
 
 def test_parts_take_every_nth_row():
-  parts = microbatch.split({'x': np.arange(12).reshape(6, 2)}, 3)
+  parts = sharding.split({'x': np.arange(12).reshape(6, 2)}, 3)
   np.testing.assert_array_equal(parts['x'][1, :, 0], [2, 8])
 
 
@@ -229,11 +229,11 @@ def test_packing_deals_the_groups_that_count_evenly_and_tightly(kept, updates, s
   assert sorted(row) == list(range(12))
   np.testing.assert_array_equal(packed.keep, keep[row])
   np.testing.assert_array_equal(packed.rollouts.prompt, groups.rollouts.prompt[row])
-  minibatches = microbatch.split(packed.keep, updates)
+  minibatches = sharding.split(packed.keep, updates)
   counts = np.asarray(minibatches.sum(1))
   assert counts.max() - counts.min() <= 1
   for minibatch, count in zip(minibatches, counts, strict=True):
-    live = microbatch.split(minibatch, 12 // updates // size).any(1).sum()
+    live = sharding.split(minibatch, 12 // updates // size).any(1).sum()
     assert live == -(-count // size)
 
 

@@ -1,5 +1,6 @@
 """Learning rates by hand, decay on matrices alone, and the clip."""
 
+import dataclasses
 import math
 
 import jax
@@ -107,3 +108,71 @@ def test_moments_follow_adam():
 def test_a_schedule_that_cannot_be_is_named(choices, message):
   with pytest.raises(ValueError, match=message):
     OptimizerConfig(**choices)
+
+
+# Sixteen bits.
+
+
+def _many(config, params, grads, steps):
+  """Return parameters and state after some steps of the same gradient."""
+  transform = optimizer.build(config)
+
+  @jax.jit
+  def run(params, state):
+    def step(count, carry):
+      params, state = carry
+      updates, state = transform.update(grads, state, params)
+      return optimizer.apply_updates(params, updates, count), state
+    return jax.lax.fori_loop(0, steps, step, (params, state))
+
+  return run(params, transform.init(params))
+
+
+def test_moments_in_bfloat16_follow_those_in_float32():
+  config = OptimizerConfig(learning_rate=1e-3, weight_decay=0.0, clip_norm=None)
+  params = {'a': jnp.ones(512)}
+  grads = {'a': jnp.linspace(0.5, 2.0, 512)}
+  short = dataclasses.replace(config, moment_dtype='bfloat16')
+  (exact, state), (close, rounded) = (
+    _many(choice, params, grads, 300) for choice in (config, short))
+  for name in ('mu', 'nu'):
+    wanted, actual = (optax.tree_utils.tree_get(s, name)['a'] for s in (state, rounded))
+    assert actual.dtype == jnp.bfloat16 and wanted.dtype == jnp.float32
+    # A moment rounded to nearest would stop growing: 0.999 is 1 in bfloat16.
+    np.testing.assert_allclose(np.mean(np.float64(actual) / np.float64(wanted)), 1.0,
+                               rtol=5e-3)
+  np.testing.assert_allclose(np.mean(1 - close['a']), np.mean(1 - exact['a']),
+                             rtol=1e-2)
+
+
+def test_weights_in_bfloat16_move_by_steps_smaller_than_their_spacing():
+  config = OptimizerConfig(learning_rate=1e-6, weight_decay=0.0, clip_norm=None)
+  params = {'a': jnp.full(100_000, 0.02, jnp.bfloat16)}
+  grads = {'a': jnp.ones(100_000, jnp.bfloat16)}
+  after, state = _many(config, params, grads, 10)
+  assert after['a'].dtype == jnp.bfloat16
+  assert optax.tree_utils.tree_get(state, 'nu')['a'].dtype == jnp.float32
+  moved = np.float64(params['a']) - np.float64(after['a'])
+  assert 0 < np.mean(moved != 0) < 0.5  # few weights move, by a whole spacing
+  np.testing.assert_allclose(moved.mean(), 10e-6, rtol=0.05)
+
+
+def test_rounding_depends_on_the_step_and_on_nothing_else():
+  params = {'a': jnp.full(1000, 0.02, jnp.bfloat16)}
+  updates = {'a': jnp.full(1000, 2e-5)}
+  first, again, later = (optimizer.apply_updates(params, updates, count)['a']
+                         for count in (3, 3, 4))
+  np.testing.assert_array_equal(first, again)
+  assert (first != later).any()
+
+
+def test_what_is_not_finite_stays_so_in_bfloat16():
+  params = {'a': jnp.ones(4, jnp.bfloat16)}
+  updates = {'a': jnp.array([jnp.nan, jnp.inf, -jnp.inf, 0.0])}
+  found = np.asarray(optimizer.apply_updates(params, updates, 0)['a'], np.float32)
+  np.testing.assert_array_equal(found, [np.nan, np.inf, -np.inf, 1.0])
+
+
+def test_an_unknown_moment_dtype_is_named():
+  with pytest.raises(ValueError, match="moment_dtype='int8': choose one of float32"):
+    OptimizerConfig(moment_dtype='int8')

@@ -79,10 +79,12 @@ def test_watchdog_is_silent_about_many_short_phases(warnings):
 
 
 def test_close_stops_the_thread():
+  before = set(threading.enumerate())  # another test's may still be there
   timer = phases.Phases(limit_s=10.0, poll_s=0.01)
-  assert any(t.name == 'phase_watchdog' for t in threading.enumerate())
+  mine = set(threading.enumerate()) - before
+  assert [t.name for t in mine] == ['phase_watchdog']
   timer.close()
-  assert not any(t.name == 'phase_watchdog' for t in threading.enumerate())
+  assert not mine & set(threading.enumerate())
 
 
 def test_a_limit_that_is_not_positive_is_refused():

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lpo_jax import sampler, sharding
+from lpo_jax import compaction, sampler, sharding
 from lpo_jax.types import Rollouts
 from tests import tiny
 
@@ -228,19 +228,25 @@ def _long(**settings):
 def calls(monkeypatch):
   """Record the sizes that compaction and cache growth produce."""
   seen = {'take': [], 'grow': []}
-  take, grow = sampler._take, sampler._grow
+  take, grow = compaction._take, compaction.grow
 
-  def spy_take(rows, groups, members):
+  def spy_take(rows, local, groups, members):
     seen['take'].append(members.shape)
-    return take(rows, groups, members)
+    return take(rows, local, groups, members)
 
   def spy_grow(rows, *, capacity):
     seen['grow'].append(capacity)
     return grow(rows, capacity=capacity)
 
-  monkeypatch.setattr(sampler, '_take', spy_take)
-  monkeypatch.setattr(sampler, '_grow', spy_grow)
+  monkeypatch.setattr(compaction, '_take', spy_take)
+  monkeypatch.setattr(compaction, 'grow', spy_grow)
   return seen
+
+
+@pytest.mark.parametrize('at_once', [1, 4])
+def test_result_does_not_depend_on_how_many_prompts_are_decoded_at_once(at_once):
+  prompts = tiny.prompts((4, 1, 6, 3, 2, 5, 4, 6))
+  _same(_sample(prompts, **_LONG, prompts_at_once=at_once), _long(chunk=32))
 
 
 def test_compaction_does_not_change_the_result(calls):
@@ -298,6 +304,7 @@ def test_result_does_not_depend_on_the_mesh(calls):
   (dict(samples_per_prompt=0), 'samples_per_prompt=0: must be at least 1'),
   (dict(max_new_tokens=0), 'max_new_tokens=0: must be at least 1'),
   (dict(chunk=0), 'chunk=0: must be at least 1'),
+  (dict(prompts_at_once=3), 'prompts_at_once=3 does not divide the 2 prompts'),
   (dict(temperature=-0.5), 'temperature=-0.5, .* need temperature >= 0'),
   (dict(top_k=-1), 'top_k=-1, .* top_k >= 0'),
   (dict(top_p=0.0), 'top_p=0.0: need .* 0 < top_p <= 1'),

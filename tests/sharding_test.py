@@ -1,17 +1,20 @@
 """Every parameter has its place on the mesh, and what does not fit is named."""
 
+import re
+
 import jax
 import numpy as np
 import optax
 import pytest
 from jax.sharding import PartitionSpec
 
-from lpo_jax import optimizer, sharding
+from lpo_jax import optimizer, sequence, sharding
 from lpo_jax import policy as policies
 from lpo_jax.types import TrainState
-from tests import tiny
+from tests import learner, tiny
 
-_SWITCHES = {'plain': {}, 'all': dict(qkv_bias=True, qk_norm=True),
+_LORA = policies.Lora(rank=2)
+_SWITCHES = {'plain': {}, 'all': dict(qkv_bias=True, qk_norm=True, lora=_LORA),
              'tied': dict(tied_embeddings=True)}
 _ROWS = PartitionSpec(None, 'fsdp', 'tensor')  # the layer axis first
 _COLUMNS = PartitionSpec(None, 'tensor', 'fsdp')
@@ -22,6 +25,11 @@ _EXPECTED = {
   **dict.fromkeys(['out', 'down'], _COLUMNS),
   **dict.fromkeys(['query_bias', 'key_bias', 'value_bias'],
                   PartitionSpec(None, 'tensor')),
+  **{f'{name}_lora_{part}': PartitionSpec(None, *axes)
+     for names, rows, columns in (
+       (['query', 'key', 'value', 'gate', 'up'], 'fsdp', 'tensor'),
+       (['out', 'down'], 'tensor', 'fsdp')) for name in names
+     for part, axes in (('a', (rows, None)), ('b', (None, columns)))},
 }
 
 
@@ -53,7 +61,7 @@ def test_every_parameter_is_split_as_its_name_says(switches):
 
 
 def test_every_name_of_the_table_is_a_parameter():
-  switches = dict(qkv_bias=True, qk_norm=True)
+  switches = _SWITCHES['all']
   placed = _placed(_shapes(switches), sharding.make_mesh((1, 1, 1)))
   assert set(sharding.PARAMETERS) <= set(placed)
 
@@ -140,3 +148,83 @@ def test_activations_are_split_along_the_batch_inside_a_mesh():
     x = jax.device_put(np.ones((8, 3)), sharding.replicated(mesh))
     y = jax.jit(sharding.constrain_batch)(x)
   assert y.sharding.shard_shape(y.shape)[0] == 2
+
+
+# A policy on a mesh: what is split, what is copied, and that the result is the same.
+
+_MESHED = dict(heads=8, kv_heads=2, vocab_size=96, width=16, mlp_width=32)
+
+
+def _on_a_mesh(shape, rows=4, **switches):
+  """Return log-probabilities, their gradient, and the compiled program's text."""
+  policy = tiny.policy(**_MESHED, **switches)
+  batch = tiny.rollouts((4, 1, 6, 2)[:rows], 4, 8, 96)
+  mesh = sharding.make_mesh(shape)
+
+  def loss(policy, batch):
+    logprobs, _ = sequence.response_logprobs(policy, batch, chunk=4)
+    return -logprobs.mean(), logprobs
+
+  gradient = learner.jit(jax.value_and_grad(loss, has_aux=True))
+  with jax.set_mesh(mesh):
+    policy = jax.device_put(policy, sharding.state_shardings(policy, mesh))
+    batch = sharding.shard_batch(batch, mesh)
+    text = gradient.lower(policy, batch).compile().as_text()
+    (_, logprobs), grads = gradient(policy, batch)
+  return np.asarray(logprobs), jax.device_get(grads), text
+
+
+@pytest.mark.parametrize('shape,switches', [
+  ((1, 2, 4), {}), ((1, 1, 4), dict(sequence_sharding=True)),
+  ((2, 2, 2), dict(sequence_sharding=True, remat='full', tied_embeddings=True))],
+  ids=['few_heads', 'sequence', 'sequence_remat'])
+def test_a_policy_is_the_same_however_it_is_split(shape, switches):
+  logprobs, grads, _ = _on_a_mesh(shape, **switches)
+  expected, reference, _ = _on_a_mesh(
+    (1, 1, 1), tied_embeddings=switches.get('tied_embeddings', False))
+  np.testing.assert_allclose(logprobs, expected, rtol=1e-5, atol=1e-5)
+  for actual, wanted in zip(jax.tree.leaves(grads), jax.tree.leaves(reference),
+                            strict=True):
+    np.testing.assert_allclose(actual, wanted, rtol=1e-4, atol=1e-6)
+
+
+def _collectives(text, size):
+  """Return the lines in which devices exchange an array with an axis of `size`."""
+  names = ('all-gather', 'all-reduce', 'all-to-all', 'collective-permute')
+  shape = re.compile(rf'\w+\[(?:\d+,)*{size}(?:,\d+)*\]')
+  return [line for line in text.splitlines()
+          if any(f' {name}(' in line or f' {name}-start(' in line for name in names)
+          and shape.search(line.split(' = ')[1].split(')')[0])]
+
+
+@pytest.mark.parametrize('tied', [False, True], ids=['untied', 'tied'])
+def test_logits_stay_split_over_the_vocabulary(tied):
+  text = _on_a_mesh((1, 1, 4), tied_embeddings=tied)[2]
+  assert 'all-reduce' in text
+  assert not _collectives(text, 96), 'logits [.., V] travel'
+
+
+def test_few_key_value_heads_are_noticed_and_other_sizes_refused():
+  mesh = sharding.make_mesh((1, 1, 8))
+  sharding.check_divisible(mesh, dict(kv_heads=2, heads=8))
+  assert 'kv_heads=2 are fewer than the 8' in sharding.notices(mesh, 2)[0]
+  assert '4 devices each' in sharding.notices(mesh, 2)[0]
+  assert not sharding.notices(mesh, 8)
+  with pytest.raises(ValueError, match='kv_heads=3 does not split'):
+    sharding.check_divisible(mesh, dict(kv_heads=3))
+
+
+def test_an_axis_that_does_not_split_stays_whole():
+  mesh = sharding.make_mesh((1, 2, 4))
+  place = sharding.placement((3, 6, 2, 5), ('batch', 'kv_heads', None), mesh)
+  assert place.spec == PartitionSpec(None, ('data', 'fsdp'), None, None)
+  place = sharding.placement((4, 8, 8), ('batch', 'kv_heads', 'sequence')[:2], mesh)
+  assert place.spec == PartitionSpec(None, ('data', 'fsdp'), 'tensor')
+
+
+def test_a_mesh_can_be_of_given_devices():
+  devices = jax.devices()[4:6]
+  mesh = sharding.make_mesh((1, 2, 1), devices=devices)
+  assert list(mesh.devices.ravel()) == devices
+  with pytest.raises(ValueError, match='needs 4 devices, but 2 are here'):
+    sharding.make_mesh((1, 4, 1), devices=devices)

@@ -85,3 +85,12 @@ def teacher_forced(policy: policies.Policy, batch: Rollouts, temperature=1.0):
   logits = np.asarray(call(policy, *sequences(batch)))
   shape = (*batch.response.shape, logits.shape[-1])
   return log_softmax(logits[:, -shape[2] - 1:-1].reshape(shape) / temperature)
+
+
+def assert_same(one, other) -> None:
+  """Assert that two trees hold the same arrays, bit for bit."""
+  (one, structure), (other, theirs) = (jax.tree.flatten(x) for x in (one, other))
+  assert structure == theirs
+  for mine, its in zip(one, other, strict=True):
+    assert mine.dtype == its.dtype
+    np.testing.assert_array_equal(np.asarray(mine), np.asarray(its))

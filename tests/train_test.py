@@ -87,7 +87,8 @@ def test_the_update_keeps_its_placement_on_a_mesh(config):
   parts = build.build(config)
   compiled = programs.Programs(parts)
   with jax.set_mesh(parts.mesh):
-    state = compiled.fresh_state(jax.random.key(0))
+    state = compiled.state_of(compiled.fresh_params(jax.random.key(0)),
+                              jax.random.key(1))
   for leaf, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(compiled.abstract),
                           strict=True):
     assert leaf.sharding.is_equivalent_to(wanted.sharding, leaf.ndim)

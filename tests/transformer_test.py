@@ -278,16 +278,16 @@ def test_cache_equals_no_cache(switches, unrolled):
     policy = policy.unstack()
     _, context = _prefill(policy, batch.prompt, batch.prompt_mask)
 
-  def empty(kv):  # ten slots for eight tokens, filled with what must not be seen
-    *lead, heads, _, size = kv.shape
-    return jnp.full((*lead, 2, heads, 10, size), 7.0)
-
-  cache = policies.Cache(jax.tree.map(empty, context.layers), jnp.int32(0))
+  # Seven slots, then ten for eight tokens, filled with what must not be seen.
+  cache = policies.Cache.empty(context, samples=2, slots=7)
+  cache = cache._replace(layers=jax.tree.map(lambda x: x + 7.0, cache.layers))
   outputs = []
   for tokens in np.split(batch.response, [1, 2, 3, 7], axis=-1):  # 1 1 1 4 1 tokens
     hidden, cache = _extend(policy, tokens, context, cache)
     outputs.append(hidden)
-  assert cache.length == 8
+    if cache.length == 3:
+      cache = cache.grown(10)
+  assert (cache.length, cache.slots) == (8, 10)
   _close(np.concatenate(outputs, axis=2), expected)
 
 
@@ -311,7 +311,8 @@ def test_remat_recomputes_and_gives_the_same_gradient():
     gradients[remat] = jax.tree.leaves(compiled(tiny.policy(remat=remat)))
   for remat in ('dots', 'full'):
     for a, b in zip(gradients[remat], gradients['none'], strict=True):
-      _close(a, b, 1e-4)
+      scale = np.abs(b).max()  # of sums over all logits: hundreds
+      _close(a / scale, b / scale, 1e-5)
 
 
 # Positions.

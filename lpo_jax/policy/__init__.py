@@ -1,6 +1,12 @@
-"""Policies: the one decoder, its configuration, and its keys and values."""
+"""Policies: the one decoder, its configuration, its caches; Hugging Face in and out."""
 
-from lpo_jax.policy.config import PolicyConfig, RopeScaling
-from lpo_jax.policy.transformer import Cache, Policy, Prompt
+from lpo_jax.policy.config import Lora, PolicyConfig, RopeScaling
+from lpo_jax.policy.export import check_empty, save_pretrained
+from lpo_jax.policy.flash import choose_attention, platform_of
+from lpo_jax.policy.kv import Cache, Prompt, Slots
+from lpo_jax.policy.pretrained import check, from_pretrained, load, read_config
+from lpo_jax.policy.transformer import Policy
 
-__all__ = ['Cache', 'Policy', 'PolicyConfig', 'Prompt', 'RopeScaling']
+__all__ = ['Cache', 'Lora', 'Policy', 'PolicyConfig', 'Prompt', 'RopeScaling', 'Slots',
+           'check', 'check_empty', 'choose_attention', 'from_pretrained', 'load',
+           'platform_of', 'read_config', 'save_pretrained']

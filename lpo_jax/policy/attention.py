@@ -1,14 +1,15 @@
 """Attention over several parts, merged exactly.
 
 The K responses of a group share one prompt. So a query attends to separate parts,
-  prompt  k, v [B, Hkv, P, d]       one copy for all K responses
-  own     k, v [B, K, Hkv, S, d]    each response's own positions
+  prompt  k, v [B, Hkv, P, d]             one copy for all K responses
+  own     k [B, K, Hkv, d, S], v [.., S, d]   each response's own positions, in slots
 and the parts are merged by their log-sum-exp: with scores z_j of part j,
   out = sum_j exp(z_j - m) v_j / sum_j sum exp(z_j - m),   m = max over all parts.
 The prompt's product is one [K G N, d] x [d, P] matrix multiplication per key head.
 Scores and weights are float32; the result has the dtype of the queries.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -22,8 +23,8 @@ _MASKED = -1e30  # finite: a fully masked query averages instead of dividing by 
 class Part(NamedTuple):
   """Keys and values that a query may look at."""
 
-  keys: Array  # [B, Hkv, P, d] shared by the responses, or [B, K, Hkv, S, d]
-  values: Array
+  keys: Array  # [B, Hkv, P, d] shared by the responses, or [B, K, Hkv, d, S]
+  values: Array  # the same, or [B, K, Hkv, S, d]
   mask: Array  # bool, broadcastable to [B, K, N, P] or [B, K, N, S]
 
 
@@ -40,33 +41,37 @@ def attend(queries: Array, parts: tuple[Part, ...]) -> Array:
   """
   queries = queries * queries.shape[-1] ** -0.5
   scores = [_scores(queries, part) for part in parts]
-  peaks = [jnp.max(score, axis=-1) for score in scores]
-  peak = peaks[0]
-  for other in peaks[1:]:
-    peak = jnp.maximum(peak, other)
-  peak = jax.lax.stop_gradient(peak)[..., None]
-  weights = [jnp.exp(score - peak) for score in scores]
-  total = sum(jnp.sum(weight, axis=-1, keepdims=True) for weight in weights)
-  mixed = sum(
-    _mix(weight.astype(queries.dtype), part)
-    for weight, part in zip(weights, parts, strict=True)
-  )
-  out = mixed / total.astype(mixed.dtype)  # [B, K, Hkv, N, G, d]
+  peak = functools.reduce(jnp.maximum, (
+    _own_order(jnp.max(score, axis=-1), part)
+    for score, part in zip(scores, parts, strict=True)))
+  peak = jax.lax.stop_gradient(peak)
+  total, mixed = 0.0, 0.0
+  for score, part in zip(scores, parts, strict=True):
+    weights = jnp.exp(score - _own_order(peak, part)[..., None])
+    total += _own_order(jnp.sum(weights, axis=-1), part)
+    mixed += _own_order(_mix(weights.astype(queries.dtype), part), part)
+  out = mixed / total[..., None].astype(mixed.dtype)  # [B, K, Hkv, N, G, d]
   return jnp.swapaxes(out, 2, 3).astype(queries.dtype)
 
 
+def _own_order(x: Array, part: Part) -> Array:
+  """Swap K and Hkv of a shared part's [B, Hkv, K, ...], so that all parts agree."""
+  return jnp.swapaxes(x, 1, 2) if part.keys.ndim == 4 else x
+
+
 def _scores(queries: Array, part: Part) -> Array:
-  """Return f32[B, K, Hkv, N, G, keys], masked keys at a large negative number."""
-  spec = 'bknhgd,bhsd->bkhngs' if part.keys.ndim == 4 else 'bknhgd,bkhsd->bkhngs'
+  """Return f32 scores, masked keys at a large negative number.
+
+  In the order in which the product is one matrix product a head, without a copy of
+  the scores: [B, Hkv, K, N, G, P] of a shared part, [B, K, Hkv, N, G, S] of the own.
+  """
+  spec = 'bknhgd,bhsd->bhkngs' if part.keys.ndim == 4 else 'bknhgd,bkhds->bkhngs'
   scores = jnp.einsum(spec, queries, part.keys, preferred_element_type=jnp.float32)
-  return jnp.where(part.mask[:, :, None, :, None, :], scores, _MASKED)
+  mask = part.mask[:, :, None, :, None, :]
+  return jnp.where(_own_order(mask, part), scores, _MASKED)
 
 
 def _mix(weights: Array, part: Part) -> Array:
-  """Return the weighted sum of a part's values, [B, K, Hkv, N, G, d]."""
-  if part.values.ndim == 4:  # heads first: one product per head, in matmul order
-    mixed = jnp.einsum('bkhngs,bhsd->bhkngd', weights, part.values,
-                       preferred_element_type=jnp.float32)
-    return jnp.swapaxes(mixed, 1, 2)
-  return jnp.einsum('bkhngs,bkhsd->bkhngd', weights, part.values,
-                    preferred_element_type=jnp.float32)
+  """Return the weighted sums of a part's values, in the order of its weights."""
+  spec = 'bhkngs,bhsd->bhkngd' if part.values.ndim == 4 else 'bkhngs,bkhsd->bkhngd'
+  return jnp.einsum(spec, weights, part.values, preferred_element_type=jnp.float32)

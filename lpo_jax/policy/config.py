@@ -6,12 +6,16 @@ record says which switches each of them sets:
 
   qkv_bias (Qwen2)   qk_norm (Qwen3)   rope_scaling (Llama 3.1)
   sliding_window (Mistral)   tied_embeddings (small models)
+
+`lora` gives its matrices low-rank adapters, which are then all that is trained.
 """
 
 import dataclasses
 
 DTYPES = ('float32', 'bfloat16', 'float16')
+ATTENTION = ('xla', 'cudnn', 'pallas')
 REMAT = ('none', 'dots', 'full')
+MATRICES = ('query', 'key', 'value', 'out', 'gate', 'up', 'down')  # of a block
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +38,30 @@ class RopeScaling:
 
 
 @dataclasses.dataclass(frozen=True)
+class Lora:
+  """Low-rank adapters, in float32: see `policy/lora.py`."""
+
+  rank: int = 16
+  alpha: float = 32.0  # what they add is scaled by alpha / rank
+  targets: tuple[str, ...] = MATRICES
+
+  def __post_init__(self):
+    if self.rank < 1:
+      raise ValueError(f'policy.lora.rank={self.rank}: give at least 1, or 0 for none')
+    if not self.alpha > 0:
+      raise ValueError(f'policy.lora.alpha={self.alpha}: must be > 0')
+    unknown = [name for name in self.targets if name not in MATRICES]
+    if unknown or not self.targets or len(set(self.targets)) < len(self.targets):
+      raise ValueError(f'policy.lora.targets={self.targets}: name some of '
+                       f'{", ".join(MATRICES)}, each once')
+
+  @property
+  def scale(self) -> float:
+    """Return alpha / rank."""
+    return self.alpha / self.rank
+
+
+@dataclasses.dataclass(frozen=True)
 class PolicyConfig:
   """Sizes and switches of one decoder-only transformer."""
 
@@ -53,7 +81,11 @@ class PolicyConfig:
   sliding_window: int | None = None  # keys a query sees, itself included
   dtype: str = 'float32'  # of activations and matmuls
   param_dtype: str = 'float32'
+  attention: str = 'xla'  # of whole responses: see lpo_jax/policy/flash.py
   remat: str = 'none'  # what the backward pass recomputes per block
+  unroll: bool = False  # layers one after the other, not a scan: see `Policy.unstack`
+  sequence_sharding: bool = False  # long activations split over the mesh's tensor axis
+  lora: Lora | None = None
 
   def __post_init__(self):
     if self.heads % self.kv_heads:
@@ -69,15 +101,41 @@ class PolicyConfig:
         'itself, or None for no window'
       )
     for field, choices in (('dtype', DTYPES), ('param_dtype', DTYPES),
-                           ('remat', REMAT)):
+                           ('remat', REMAT), ('attention', ATTENTION)):
       if getattr(self, field) not in choices:
         raise ValueError(
           f'policy.{field}={getattr(self, field)!r}: choose one of {", ".join(choices)}'
         )
+    for name in self.lora.targets if self.lora else ():
+      rows, columns = self.matrix_shapes[name]
+      if self.lora.rank > min(rows, columns):
+        raise ValueError(
+          f'policy.lora.rank={self.lora.rank} is larger than a dimension of {name}, '
+          f'{rows} x {columns}: lower it, or leave {name} out of policy.lora.targets')
+
+  @property
+  def matrix_shapes(self) -> dict[str, tuple[int, int]]:
+    """Return [D, F] of each of a block's MATRICES."""
+    queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
+    return dict(zip(MATRICES, (
+      (self.width, queries), (self.width, keys), (self.width, keys),
+      (queries, self.width), (self.width, self.mlp_width),
+      (self.width, self.mlp_width), (self.mlp_width, self.width)), strict=True))
+
+  @property
+  def adapter_params(self) -> int:
+    """Count the parameters of the adapters, 0 without."""
+    if self.lora is None:
+      return 0
+    return self.layers * self.lora.rank * sum(
+      sum(self.matrix_shapes[name]) for name in self.lora.targets)
 
   @property
   def matmul_params_per_token(self) -> int:
-    """Count the weights each token is multiplied with, the unembedding included."""
+    """Count the weights each token is multiplied with, the unembedding included.
+
+    Adapters do not count, see `adapter_params`.
+    """
     attention = 2 * self.width * self.head_dim * (self.heads + self.kv_heads)
     mlp = 3 * self.width * self.mlp_width
     return self.layers * (attention + mlp) + self.vocab_size * self.width

@@ -6,27 +6,44 @@ would be wrong by whole turns.
 """
 
 import jax.numpy as jnp
+import numpy as np
 
 from lpo_jax.policy.config import PolicyConfig
 from lpo_jax.types import Array
 
 
-def angles(positions: Array, config: PolicyConfig) -> tuple[Array, Array]:
-  """Return cos and sin of the rotary angles, f32[..., head_dim / 2]."""
-  exponent = jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim
-  frequency = config.rope_theta ** -exponent
+def frequencies(config: PolicyConfig) -> np.ndarray:
+  """Return the turns of each pair in radians a position, f32[head_dim / 2]."""
+  frequency = config.rope_theta ** -(np.arange(0, config.head_dim, 2) / config.head_dim)
   if (scaling := config.rope_scaling) is not None:
     slow = frequency / scaling.factor
     if scaling.kind == 'linear':
       frequency = slow
     else:  # llama3: keep short wavelengths, stretch long ones, blend between
-      turns = scaling.original_max_position * frequency / (2 * jnp.pi)
+      turns = scaling.original_max_position * frequency / (2 * np.pi)
       low, high = scaling.low_freq_factor, scaling.high_freq_factor
-      blend = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+      blend = np.clip((turns - low) / (high - low), 0.0, 1.0)
       frequency = (1 - blend) * slow + blend * frequency
-  frequency = frequency.reshape((1,) * positions.ndim + frequency.shape)
-  angles = positions[..., None].astype(jnp.float32) * frequency
-  return jnp.cos(angles), jnp.sin(angles)
+  return frequency.astype(np.float32)
+
+
+def angles(positions: Array, config: PolicyConfig,
+           limit: int | None = None) -> tuple[Array, Array]:
+  """Return cos and sin of the rotary angles, f32[..., head_dim / 2].
+
+  Args:
+    positions: [...], from 0.
+    config: of the policy.
+    limit: a number above every position, if one is known. Then they are looked up in
+      a constant table; otherwise XLA would compute them again in every layer and head.
+  """
+  frequency = frequencies(config)
+  if limit is not None:
+    table = np.arange(limit, dtype=np.float32)[:, None] * frequency
+    return jnp.asarray(np.cos(table))[positions], jnp.asarray(np.sin(table))[positions]
+  frequency = frequency.reshape((1,) * jnp.ndim(positions) + frequency.shape)
+  angle = positions[..., None].astype(jnp.float32) * frequency
+  return jnp.cos(angle), jnp.sin(angle)
 
 
 def rotate(x: Array, cos: Array, sin: Array) -> Array:

@@ -12,30 +12,14 @@ Training is prefill + extend; sampling is prefill, then extend by one token in a
 Calling the policy on [B, T] tokens is extend with no prompt and K = 1.
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from lpo_jax import sharding
-from lpo_jax.policy import attention, rotary
+from lpo_jax.policy import attention, blockwise, flash, kv, linear, norm, rotary
 from lpo_jax.policy.config import PolicyConfig
 from lpo_jax.types import Array
-
-
-class Prompt(NamedTuple):
-  """Keys and values of B prompts, and which positions are real."""
-
-  layers: tuple  # (keys, values): [L, B, Hkv, P, d], or a tuple of L such pairs
-  mask: Array  # bool[B, P], left-padded
-
-
-class Cache(NamedTuple):
-  """Keys and values of the response tokens already taken; `length` of S are filled."""
-
-  layers: tuple  # (keys, values): [L, B, K, Hkv, S, d], or a tuple of L such pairs
-  length: Array  # i32[]
 
 
 class Block(nnx.Module):
@@ -67,53 +51,78 @@ class Block(nnx.Module):
     if config.qk_norm:
       self.query_norm = nnx.Param(jnp.ones(head, dtype))
       self.key_norm = nnx.Param(jnp.ones(head, dtype))
+    for i, name in enumerate(config.lora.targets if config.lora else ()):
+      rows, columns = config.matrix_shapes[name]
+      down = jax.random.uniform(jax.random.fold_in(key, i), (rows, config.lora.rank),
+                                minval=-rows ** -0.5, maxval=rows ** -0.5)
+      setattr(self, f'{name}_lora_a', nnx.Param(down))
+      setattr(self, f'{name}_lora_b', nnx.Param(jnp.zeros((config.lora.rank, columns))))
     self.config = config
 
-  def __call__(self, x: Array, rope: tuple, own_mask: Array, prompt=None, cache=None,
+  def __call__(self, x: Array, rope: tuple, mask: Array, prompt=None, cache=None,
                length=0):
     """Run the layer on x [B, K, N, D].
 
     Args:
       x: [B, K, N, D] residual stream.
-      rope: (cos, sin), f32[B, K, N, head_dim / 2].
-      own_mask: bool broadcastable to [B, K, N, S], what the N tokens see of the
-        responses; S = N without a cache.
-      prompt: the shared attention.Part, or None.
-      cache: this layer's (keys, values) [B, K, Hkv, S, d] of earlier tokens, or None.
+      rope: (cos, sin), f32[B, 1 or K, N, head_dim / 2].
+      mask: without a cache, bool[B, 1 or K, N], which of the N tokens are real; with
+        one, bool broadcastable to [B, K, N, S], which slots each token sees.
+      prompt: its keys, values [B, Hkv, P, d] and mask: bool[B, P] without a cache,
+        bool broadcastable to [B, K, N, P] with one; None for no prompt.
+      cache: this layer's Slots with the earlier tokens, or None.
       length: filled slots of the cache.
 
     Returns:
-      x [B, K, N, D] and this layer's (keys, values): of the N tokens, or the cache
+      x [B, K, N, D] and the N tokens' keys and values [B, K, Hkv, N, d], or the cache
       with them written at `length`.
     """
-    queries, keys, values = self._project(rms_norm(x, self.attention_norm, self.config),
-                                          rope)
-    if cache is not None:  # written before it is read, so that it is not copied
-      keys, values = (
-        jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), length, axis=3)
-        for old, new in zip(cache, (keys, values), strict=True))
-    own = attention.Part(keys, values, own_mask)
-    mixed = attention.attend(queries, (own,) if prompt is None else (prompt, own))
+    queries, keys, values = self._project(self._norm(x, self.attention_norm), rope)
+    if cache is None:
+      prompt = prompt and blockwise.Keys(*prompt)
+      mixed = flash.attend(self.config.attention, queries,
+                           blockwise.Keys(keys, values, mask), prompt,
+                           window=self.config.sliding_window)
+    else:  # written before it is read, so that it is not copied
+      new = kv.Slots(jnp.swapaxes(keys, 3, 4), values)
+      keys, values = kv.Slots(*(
+        jax.lax.dynamic_update_slice_in_dim(old, x.astype(old.dtype), length, axis)
+        for old, x, axis in zip(cache, new, (4, 3), strict=True)))
+      parts = (attention.Part(*prompt), attention.Part(keys, values, mask))
+      mixed = attention.attend(queries, parts)
     mixed = mixed.reshape(*x.shape[:-1], -1)
-    x = x + mixed @ self.out[...].astype(x.dtype)
-    y = rms_norm(x, self.mlp_norm, self.config)
-    gate = jax.nn.silu(y @ self.gate[...].astype(x.dtype))
-    x = x + (gate * (y @ self.up[...].astype(x.dtype))) @ self.down[...].astype(x.dtype)
-    return sharding.constrain_batch(x), (keys, values)
+    x = x + self._linear('out', mixed)
+    y = self._norm(x, self.mlp_norm)
+    gate = jax.nn.silu(self._linear('gate', y))
+    x = x + self._linear('down', gate * self._linear('up', y))
+    kept = (keys, values) if cache is None else kv.Slots(keys, values)
+    return sharding.constrain_residual(x, self.config.sequence_sharding), kept
+
+  def _linear(self, name: str, x: Array) -> Array:
+    """Return x W, and what the adapter of W adds."""
+    y = linear.linear(x, getattr(self, name)[...])
+    lora = self.config.lora
+    if lora is None or name not in lora.targets:
+      return y
+    inner = linear.linear(x, getattr(self, f'{name}_lora_a')[...])
+    return y + linear.linear(lora.scale * inner, getattr(self, f'{name}_lora_b')[...])
+
+  def _norm(self, x: Array, weight: nnx.Param) -> Array:
+    return norm.rms_norm(x, weight[...], self.config.norm_eps)
 
   def _project(self, y: Array, rope: tuple) -> tuple[Array, Array, Array]:
     """Return rotated queries [B,K,N,Hkv,G,d], rotated keys and values [B,K,Hkv,N,d]."""
     config = self.config
     heads = {}
     for name in ('query', 'key', 'value'):
-      z = y @ getattr(self, name)[...].astype(y.dtype)
+      z = self._linear(name, y)
       if config.qkv_bias:
         bias = getattr(self, f'{name}_bias')[...].astype(y.dtype)
         z = z + _along_last(bias, z.ndim)
       z = z.reshape(*y.shape[:-1], -1, config.head_dim)
       if name != 'value':
         if config.qk_norm:
-          z = rms_norm(z, getattr(self, f'{name}_norm'), config)
+          z = self._norm(z, getattr(self, f'{name}_norm'))
         z = rotary.rotate(z, *rope)
       heads[name] = z
     queries = heads['query'].reshape(*y.shape[:-1], config.kv_heads, -1,
@@ -153,11 +162,11 @@ class Policy(nnx.Module):
     """
     if images is not None:
       raise ValueError('this policy reads text only: images must be None')
-    hidden, _ = self._forward(tokens[:, None], positions[:, None], mask[:, None], None,
-                              None)
+    rope = rotary.angles(positions[:, None], self.config)
+    hidden, _ = self._forward(tokens[:, None], rope, mask[:, None], None, None)
     return self.logits(hidden[:, 0])
 
-  def prefill(self, tokens: Array, mask: Array) -> tuple[Array, Prompt]:
+  def prefill(self, tokens: Array, mask: Array) -> tuple[Array, kv.Prompt]:
     """Run left-padded prompts once.
 
     Args:
@@ -169,12 +178,12 @@ class Policy(nnx.Module):
       the Prompt that responses attend to.
     """
     positions = jnp.maximum(jnp.cumsum(mask, axis=-1) - 1, 0)
-    hidden, layers = self._forward(tokens[:, None], positions[:, None], mask[:, None],
-                                   None, None)
+    rope = rotary.angles(positions[:, None], self.config, limit=tokens.shape[1])
+    hidden, layers = self._forward(tokens[:, None], rope, mask[:, None], None, None)
     layers = jax.tree.map(lambda kv: jnp.squeeze(kv, -4), layers)  # drop K = 1
-    return hidden[:, 0, -1], Prompt(layers, mask)
+    return hidden[:, 0, -1], kv.Prompt(layers, mask)
 
-  def extend(self, tokens: Array, prompt: Prompt, cache: Cache | None = None):
+  def extend(self, tokens: Array, prompt: kv.Prompt, cache: kv.Cache | None = None):
     """Run N more tokens of each of the K responses to each prompt.
 
     Args:
@@ -185,14 +194,17 @@ class Policy(nnx.Module):
     Returns:
       Outputs [B, K, N, D], and the cache with the N tokens in it; None without one.
     """
+    width = tokens.shape[-1]
+    slots = width if cache is None else cache.slots
     start = jnp.sum(prompt.mask, axis=-1)[:, None, None]  # each prompt's length
     start = start + (0 if cache is None else cache.length)
-    positions = start + jax.lax.broadcasted_iota(jnp.int32, tokens.shape, 2)
-    mask = jnp.ones((1, 1, tokens.shape[-1]), bool)
-    hidden, layers = self._forward(tokens, positions, mask, prompt, cache)
+    positions = start + jnp.arange(width)[None, None]  # the same for all K
+    rope = rotary.angles(positions, self.config, limit=prompt.mask.shape[-1] + slots)
+    mask = jnp.ones((1, 1, width), bool)
+    hidden, layers = self._forward(tokens, rope, mask, prompt, cache)
     if cache is None:
       return hidden, None
-    return hidden, Cache(layers, cache.length + tokens.shape[-1])
+    return hidden, kv.Cache(layers, cache.length + width)
 
   def logits(self, hidden: Array) -> Array:
     """Return f32[..., V] for outputs [..., D]."""
@@ -202,7 +214,13 @@ class Policy(nnx.Module):
                       preferred_element_type=jnp.float32)
 
   def unstack(self) -> 'Policy':
-    """Return the same policy with its blocks as a tuple, so layers run unrolled."""
+    """Return the same policy with its blocks as a tuple, so layers run unrolled.
+
+    A program of few layers runs faster so, on CPU above all, since XLA fuses across
+    them and slices no stacked weights; it takes longer to compile.
+    """
+    if isinstance(self.blocks, tuple | list):
+      return self
     leaves, structure = jax.tree.flatten(self)
     policy = jax.tree.unflatten(structure, leaves)
     policy.blocks = nnx.data(tuple(
@@ -210,38 +228,27 @@ class Policy(nnx.Module):
       for i in range(self.config.layers)))
     return policy
 
-  def _forward(self, tokens, positions, mask, prompt, cache):
+  def _forward(self, tokens, rope, mask, prompt, cache):
     """Return outputs [B, K, N, D] and every layer's (keys, values)."""
     config = self.config
-    x = self.embedding[...][tokens].astype(config.dtype)
-    x = sharding.constrain_batch(x)
-    rope = rotary.angles(positions, config)
-    width = tokens.shape[-1]
+    x = sharding.lookup(self.embedding[...].astype(config.dtype), tokens)
+    x = sharding.constrain_residual(x, config.sequence_sharding)
     length = 0 if cache is None else cache.length
-    if cache is None:
-      own_mask = _causal(width, width, 0, config) & mask[:, :, None, :]
-    else:
-      slots = jax.tree.leaves(cache.layers)[0].shape[-2]
-      own_mask = _causal(width, slots, length, config)
-    if prompt is not None:
-      size = prompt.mask.shape[-1]
+    prompt_mask = prompt and prompt.mask
+    if cache is not None:
+      width, size = tokens.shape[-1], prompt.mask.shape[-1]
+      mask = _causal(width, cache.slots, length, config)
       prompt_mask = (_causal(width, size, size + length, config)
                      & prompt.mask[:, None, None, :])
 
     def body(block, x, prompt_layer, cache_layer):
-      part = prompt_layer and attention.Part(*prompt_layer, prompt_mask)
-      return block(x, rope, own_mask, part, cache_layer, length)
+      part = prompt_layer and (*prompt_layer, prompt_mask)
+      return block(x, rope, mask, part, cache_layer, length)
 
-    x, layers = _each_layer(_remat(body, config.remat), self.blocks, x,
+    blocks = self.unstack().blocks if config.unroll else self.blocks
+    x, layers = _each_layer(_remat(body, config.remat), blocks, x,
                             prompt and prompt.layers, cache and cache.layers)
-    return rms_norm(x, self.final_norm, config), layers
-
-
-def rms_norm(x: Array, weight: nnx.Param, config: PolicyConfig) -> Array:
-  """Normalise the last axis by its root mean square, in float32."""
-  y = x.astype(jnp.float32)
-  y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + config.norm_eps)
-  return (y * _along_last(weight[...].astype(jnp.float32), y.ndim)).astype(x.dtype)
+    return norm.rms_norm(x, self.final_norm[...], config.norm_eps), layers
 
 
 def _along_last(vector: Array, ndim: int) -> Array:

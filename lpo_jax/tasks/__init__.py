@@ -1,29 +1,32 @@
 """Tasks by name: problems to train on and the verifier that judges their answers.
 
-`get('countdown', max_number=20)` builds one. A task's module is imported only when
-it is asked for, so a run needs only its own task's libraries; `tasks.countdown`
-reaches the module itself.
+`get('countdown', max_number=20)` builds one. Every module here is imported only when
+it is asked for, so a run needs only its own task's libraries, and a grading process
+starts without jax; `tasks.countdown` or `tasks.math` reaches the module itself.
 """
 
 import difflib
 import importlib
 import inspect
+import typing
 
-from lpo_jax.tasks import base
+if typing.TYPE_CHECKING:
+  from lpo_jax.tasks import base
 
 _TASKS = {  # name (also the module) -> class
   'countdown': 'Countdown',
 }
+_MODULES = (*_TASKS, 'base', 'code', 'grading', 'math', 'sandbox')
 
 
 def __getattr__(name: str):
-  """Import a task's module on first use (PEP 562)."""
-  if name in _TASKS:
+  """Import a module of this package on first use (PEP 562)."""
+  if name in _MODULES:
     return importlib.import_module(f'lpo_jax.tasks.{name}')
   raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
 
-def get(name: str, **options) -> base.Task:
+def get(name: str, **options) -> 'base.Task':
   """Build the task called `name`.
 
   Args:

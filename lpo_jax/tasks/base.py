@@ -27,6 +27,10 @@ class Task(Protocol):
     """
     ...
 
+  def eval_sets(self) -> dict[str, Sequence[Problem]]:
+    """Return the held-out sets by name; one, called like the task, unless it says."""
+    return {self.name: self.problems('test')}
+
   def verify(self, problem: Problem, response_text: str) -> float:
     """Return the reward in [0, 1]; never raises on a response's content."""
     ...

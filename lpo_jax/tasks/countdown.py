@@ -7,9 +7,10 @@ templates, for pretrained ones (github.com/Jiayi-Pan/TinyZero, Apache-2.0).
 """
 
 import collections
+import dataclasses
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
 from lpo_jax.tasks import base, countdown_problems, expression
@@ -141,6 +142,7 @@ class Countdown(base.Task):
       max_target: int = 50, max_intermediate: int = 99, format: str = 'compact',
       format_reward: float = 0.0, path: str | None = None,
       train_size: int | None = None, test_size: int | None = None, seed: int = 0,
+      sets: Mapping[str, Sequence[int]] | None = None,
   ):
     """Describe the problems; none is drawn or read before it is asked for.
 
@@ -152,15 +154,24 @@ class Countdown(base.Task):
       max_intermediate: every step of the witness lies in 0..max_intermediate.
       format: 'compact', 'tinyzero' or 'tinyzero_instruct'.
       format_reward: reward of a well-formed wrong answer.
-      path: folder with train.jsonl and test.jsonl (id, target, nums, [witness]);
-        the ranges above then play no part.
+      path: folder with train and test, or one file, JSON lines or Parquet of nums,
+        target, [id, witness] (`countdown_problems.read`); the ranges above then play
+        no part.
       train_size: problems in 'train'; None: 131072 drawn, or all rows of the file.
       test_size: distinct problems in 'test'; None: 256 drawn, or all rows.
       seed: which problems are drawn.
+      sets: evaluation sets by name: fewest and most numbers of their problems, e.g.
+        {'cd34': (3, 4), 'cd4': (4, 4)}, each of `test_size`; None: the test split.
 
     Raises:
       ValueError: an unknown format, a reward outside [0, 1], or impossible ranges.
     """
+    self._sets = {name: tuple(counts) for name, counts in (sets or {}).items()}
+    for name, counts in self._sets.items():
+      if len(counts) != 2 or not 2 <= counts[0] <= counts[1] or name in (
+          'train', 'test', 'average'):
+        raise ValueError(f'sets: {name}={counts}: give fewest and most numbers, at '
+                         'least 2, and no name of train, test, average')
     if format not in _PROMPTS:
       raise ValueError(f'unknown format {format!r}: known: {", ".join(_PROMPTS)}')
     if not 0.0 <= format_reward <= 1.0:
@@ -173,7 +184,8 @@ class Countdown(base.Task):
                        f'{largest}')
     self._format, self._format_reward = format, format_reward
     self._path, self._seed = path, seed
-    self._sizes = {'train': train_size, 'test': test_size}
+    self._sizes = {'train': train_size, 'test': test_size,
+                   **dict.fromkeys(self._sets, test_size)}
     self._splits = {}
 
   def problems(self, split: str) -> Sequence[Problem]:
@@ -184,15 +196,24 @@ class Countdown(base.Task):
       self._splits[split] = _Problems(self._puzzles(split), self._problem)
     return self._splits[split]
 
+  def eval_sets(self) -> dict[str, Sequence[Problem]]:
+    """Return the sets asked for, or the test split; see `base.Task.eval_sets`."""
+    if not self._sets:
+      return super().eval_sets()
+    return {name: self.problems(name) for name in self._sets}
+
   def _puzzles(self, split: str) -> Sequence[countdown_problems.Puzzle]:
-    size = self._sizes[split]
+    size, counts = self._sizes[split], self._sets.get(split)
     if self._path is not None:
-      return countdown_problems.read(self._path, split, size)
+      return countdown_problems.read(self._path, split, size, counts)
     if split == 'train':
       size = 131072 if size is None else size
       return countdown_problems.Drawn(self._ranges, split, size, self._seed)
-    size = 256 if size is None else size
-    return countdown_problems.distinct(self._ranges, split, size, self._seed)
+    size, ranges = 256 if size is None else size, self._ranges
+    if counts is not None:
+      ranges = dataclasses.replace(ranges, min_numbers=counts[0],
+                                   max_numbers=counts[1])
+    return countdown_problems.distinct(ranges, split, size, self._seed)
 
   def _problem(self, puzzle: countdown_problems.Puzzle) -> Problem:
     return Problem(

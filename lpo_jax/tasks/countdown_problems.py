@@ -79,7 +79,7 @@ class Drawn(Sequence):
       ValueError: no valid puzzle in MAX_DRAWS draws.
     """
     uniform = random.Random(f'countdown/{self._seed}/{self._split}/{index}').random
-    held_out = self._split == 'test'
+    held_out = self._split != 'train'
     for _ in range(MAX_DRAWS):
       drawn = _draw(self._ranges, uniform)
       if drawn is not None and is_held_out(drawn[0], drawn[1]) == held_out:
@@ -134,31 +134,65 @@ def _combine(left: int, operator: str, right: int) -> int | None:
   return left // right if right and left % right == 0 else None
 
 
-def read(folder: str, split: str, size: int | None) -> list[Puzzle]:
-  """Read `folder`/`split`.jsonl: one object a line with nums, target, [id, witness].
+def read(path: str, split: str, size: int | None,
+         counts: tuple[int, int] | None = None) -> list[Puzzle]:
+  """Read puzzles: objects or rows with nums, target, [id, witness].
 
   Args:
-    folder: where train.jsonl and test.jsonl lie.
-    split: 'train' or 'test'.
+    path: a folder with one file per split, `split`.jsonl or .parquet; or one such
+      file, whose rows fall into 'train' or are held out (`is_held_out`).
+    split: 'train', or the name of a held-out set; where the folder has no file of
+      that name, its test file.
     size: how many rows to take from the top; None for all.
+    counts: fewest and most numbers of the rows taken; None for any.
 
   Raises:
     ValueError: a row lacks a field, or there are fewer rows than asked for.
     OSError: the file cannot be read.
   """
-  path = pathlib.Path(folder) / f'{split}.jsonl'
-  puzzles = []
-  with open(path, encoding='utf-8') as lines:
-    for number, line in enumerate(lines):
-      if not line.strip():
-        continue
-      row = json.loads(line)
-      if 'nums' not in row or 'target' not in row:
-        raise ValueError(f'{path} line {number + 1}: needs nums and target, has '
-                         f'{sorted(row)}')
-      puzzles.append(Puzzle(
-        tuple(map(int, row['nums'])), int(row['target']), row.get('witness'),
-        str(row.get('id', f'countdown-{split}-{number}'))))
+  file, whole = _file_of(pathlib.Path(path), split), pathlib.Path(path).is_file()
+  puzzles, held_out = [], split != 'train'
+  for number, row in enumerate(_rows(file)):
+    if 'nums' not in row or 'target' not in row:
+      raise ValueError(f'{file} line {number + 1}: needs nums and target, has '
+                       f'{sorted(row)}')
+    numbers, target = tuple(map(int, row['nums'])), int(row['target'])
+    if whole and is_held_out(numbers, target) != held_out:
+      continue
+    if counts is not None and not counts[0] <= len(numbers) <= counts[1]:
+      continue
+    puzzles.append(Puzzle(numbers, target, row.get('witness'),
+                          str(row.get('id', f'countdown-{split}-{number}'))))
+    if len(puzzles) == size:
+      break
   if not puzzles or (size is not None and len(puzzles) < size):
-    raise ValueError(f'{path} holds {len(puzzles)} rows; asked for {size or "some"}')
-  return puzzles[:size]
+    of = '' if counts is None else f' of {counts[0]} to {counts[1]} numbers'
+    raise ValueError(f'{file} holds {len(puzzles)} rows{of}; asked for '
+                     f'{size or "some"}')
+  return puzzles
+
+
+def _file_of(path: pathlib.Path, split: str) -> pathlib.Path:
+  """Return the file that holds a split."""
+  if path.is_file():
+    return path
+  names = (split,) if split in ('train', 'test') else (split, 'test')
+  found = [path / f'{name}{kind}' for name in names for kind in ('.jsonl', '.parquet')]
+  return next((file for file in found if file.is_file()), found[0])
+
+
+def _rows(file: pathlib.Path):
+  """Yield a file's rows as dicts."""
+  if file.suffix == '.parquet':
+    try:
+      from pyarrow import parquet
+    except ImportError as error:
+      raise ValueError(f'{file}: reading Parquet needs pyarrow; pip install pyarrow, '
+                       'or give JSON lines') from error
+    for batch in parquet.ParquetFile(file).iter_batches():
+      yield from batch.to_pylist()
+    return
+  with open(file, encoding='utf-8') as lines:
+    for line in lines:
+      if line.strip():
+        yield json.loads(line)

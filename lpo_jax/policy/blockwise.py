@@ -1,0 +1,181 @@
+"""Causal attention of whole responses, a block of queries at a time.
+
+The weights [.., N, P + N] of all queries never exist: each block of queries meets the
+prompt and the keys up to its own end, and the backward pass computes its weights again
+from their saved log-sum-exp (Dao et al. 2022, arXiv:2205.14135):
+
+  w_s = exp(q k_s - lse)   out = sum_s w_s v_s   delta = <d out, out>
+  d q = sum_s w_s (<d out, v_s> - delta) k_s     and so for k and v
+
+Blocks beyond the causal diagonal, or before the sliding window, cost nothing. All K
+responses of a group read one copy of their prompt's keys and values, and their
+gradients meet in it. Weights and sums are float32, products in the dtype of queries.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lpo_jax.policy import norm
+from lpo_jax.types import Array
+
+_MASKED = -1e30  # finite: a query that sees nothing averages instead of dividing by 0
+
+
+class Keys(NamedTuple):
+  """Keys, values and which of them are real."""
+
+  keys: Array  # [B, K, Hkv, N, d], or [B, Hkv, P, d] shared by the K responses
+  values: Array
+  mask: Array  # bool[B, 1 or K, N], or bool[B, P]
+
+
+def attend(queries: Array, own: Keys, prompt: Keys | None, *,
+           window: int | None = None, block: int = 0) -> Array:
+  """Attend to the prompt, to earlier tokens and to oneself.
+
+  Args:
+    queries: [B, K, N, Hkv, G, d], G query heads to a key head; scaled by d ** -0.5
+      here.
+    own: of the same N tokens.
+    prompt: of the P positions right before them; None for none.
+    window: positions a query sees, itself included; None for all.
+    block: queries at a time; 0: 64, or a sixteenth of N where that is more, since a
+      program grows with the blocks.
+
+  Returns:
+    [B, K, N, Hkv, G, d] in the dtype of `queries`.
+  """
+  batch, samples, width, heads, group, size = queries.shape
+  rows = jnp.moveaxis(queries * size**-0.5, 2, 3)
+  rows = rows.reshape(batch, samples, heads, width * group, size)
+  out = _attend((window, block or block_of(width), group), rows, own, prompt)
+  return jnp.moveaxis(out.reshape(batch, samples, heads, width, group, size), 3, 2)
+
+
+def block_of(width: int) -> int:
+  """Return how many of N queries are taken at a time by default."""
+  return max(64, -(-width // 16))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(statics, queries, own, prompt):
+  """Return [B, K, Hkv, N G, d] for scaled queries of that shape."""
+  return _forward(statics, queries, own, prompt)[0]
+
+
+def _forward(statics, queries, own, prompt):
+  outs, sums = [], []
+  for rows, parts in _blocks(statics, queries.shape, own, prompt):
+    query = queries[:, :, :, rows]
+    scores = [part.scores(query) for part in parts]
+    peak = functools.reduce(jnp.maximum, (
+      part.merge(jnp.max(score, -1, keepdims=True))
+      for part, score in zip(parts, scores, strict=True)))
+    total = mixed = 0.0
+    for part, score in zip(parts, scores, strict=True):
+      weights = jnp.exp(score - part.lay(peak))
+      total += part.merge(jnp.sum(weights, -1, keepdims=True))
+      mixed += part.merge(_product('ms,sd->md', weights, part.values))
+    outs.append((mixed / total).astype(queries.dtype))
+    sums.append(peak + jnp.log(total))
+  out, lse = jnp.concatenate(outs, 3), jnp.concatenate(sums, 3)
+  return out, (queries, own, prompt, out, lse)
+
+
+def _backward(statics, saved, dout):
+  queries, own, prompt, out, lse = saved
+  delta = norm.vector_product(dout, out)[..., None]
+  totals = [[jnp.zeros(x.shape, jnp.float32) for x in keys[:2]]
+            for keys in (own, prompt) if keys is not None]
+  dqueries = []
+  for rows, parts in _blocks(statics, queries.shape, own, prompt):
+    here = [x[:, :, :, rows] for x in (queries, dout, lse, delta)]
+    dquery = 0.0
+    for part, total in zip(parts, totals, strict=True):
+      query, doutput, normaliser, shift = map(part.lay, here)
+      weights = jnp.exp(part.scores(here[0]) - normaliser)
+      slope = weights * (_product('md,sd->ms', doutput, part.values) - shift)
+      dquery += part.merge(_product('ms,sd->md', slope, part.keys))
+      for i, new in enumerate((_product('ms,md->sd', slope, query),
+                               _product('ms,md->sd', weights, doutput))):
+        total[i] = total[i].at[..., part.seen, :].add(new)
+    dqueries.append(dquery.astype(queries.dtype))
+  grads = [Keys(*(x.astype(keys.keys.dtype) for x in total), None)
+           for keys, total in zip((own, prompt), totals, strict=False)]
+  return jnp.concatenate(dqueries, 3), grads[0], None if prompt is None else grads[1]
+
+
+_attend.defvjp(_forward, _backward)
+
+
+class _Part(NamedTuple):
+  """Keys that a block of queries meets, as one matrix [M, d] x [d, S] a head.
+
+  Queries are [B, K, Hkv, M, d]; those of all K responses, [B, Hkv, K M, d], meet the
+  keys [B, Hkv, P, d] that they share.
+  """
+
+  keys: Array  # [B, (K,) Hkv, S, d]
+  values: Array
+  visible: Array  # bool, broadcastable to the scores
+  seen: slice  # of all keys
+  samples: int  # K, or 0 if every response has its own
+
+  def lay(self, x: Array) -> Array:
+    """Return [B, K, Hkv, M, ...] as the part's rows."""
+    if not self.samples:
+      return x
+    x = jnp.swapaxes(x, 1, 2)
+    return x.reshape(*x.shape[:2], -1, x.shape[-1])
+
+  def merge(self, x: Array) -> Array:
+    """Return the part's rows as [B, K, Hkv, M, ...]."""
+    if not self.samples:
+      return x
+    x = x.reshape(*x.shape[:2], self.samples, -1, x.shape[-1])
+    return jnp.swapaxes(x, 1, 2)
+
+  def scores(self, query: Array) -> Array:
+    """Return f32[..., M, S], hidden keys at a large negative number."""
+    scores = _product('md,sd->ms', self.lay(query), self.keys)
+    return jnp.where(self.visible, scores, _MASKED)
+
+
+def _blocks(statics, shape, own, prompt):
+  """Yield each block's rows of [N G], and the parts that some of its queries see."""
+  window, block, group = statics
+  samples, width = shape[1], shape[3] // group
+  for start in range(0, width, block):
+    stop = min(start + block, width)
+    first = 0 if window is None else max(0, start - window + 1) // block * block
+    seen = slice(first, stop)
+    index = jnp.repeat(jnp.arange(start, stop), group)[:, None]
+    parts = [_Part(
+      own.keys[:, :, :, seen], own.values[:, :, :, seen],
+      _within(index - jnp.arange(first, stop)[None], window)[None, None, None]
+      & own.mask[:, :, None, None, seen], seen, 0)]
+    if prompt is not None:
+      size = prompt.keys.shape[2]
+      visible = prompt.mask[:, None, None]
+      if window is not None:
+        distance = jnp.tile(index, (samples, 1)) + size - jnp.arange(size)[None]
+        visible &= _within(distance, window)[None, None]
+      parts.append(_Part(prompt.keys, prompt.values, visible, slice(None), samples))
+    yield slice(start * group, stop * group), parts
+
+
+def _within(distance: Array, window: int | None) -> Array:
+  """Return whether a query sees a key so many positions before it."""
+  return (distance >= 0) if window is None else (distance >= 0) & (distance < window)
+
+
+def _product(axes: str, a: Array, b: Array) -> Array:
+  """Return a product of matrices for every head, summed in float32."""
+  left, right = axes.split(',')
+  right, out = right.split('->')
+  dtype = jnp.result_type(a, b) if a.dtype == b.dtype else jnp.bfloat16
+  return jnp.einsum(f'...{left},...{right}->...{out}', a.astype(dtype),
+                    b.astype(dtype), preferred_element_type=jnp.float32)

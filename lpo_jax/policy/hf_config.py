@@ -1,0 +1,178 @@
+"""Between Hugging Face's config.json and `PolicyConfig`, both ways.
+
+Reads what transformers 4 writes (`rope_theta` and `rope_scaling` beside each other,
+`torch_dtype`) and what transformers 5 does (`rope_parameters`, `dtype`); absent keys
+mean what they mean there. Whatever this decoder would compute otherwise than
+transformers is refused by name. Written are the keys of transformers 4, which both
+read.
+"""
+
+from typing import Any, NamedTuple
+
+from lpo_jax.policy.config import DTYPES, PolicyConfig, RopeScaling
+
+
+class _Family(NamedTuple):
+  """A `model_type`, and what its class means by absent keys."""
+
+  architecture: str
+  kv_heads: int | None  # None: as many as query heads
+  head_dim: int | None = None  # None: width / heads
+  window: int | None = None  # where `sliding_window` is absent
+  layered_window: bool = False  # only with `use_sliding_window`, and by layer
+  refused: tuple[str, ...] = ()  # biases that this decoder has not
+
+
+_FAMILIES = {
+  'llama': _Family('LlamaForCausalLM', None, refused=('attention_bias', 'mlp_bias')),
+  'mistral': _Family('MistralForCausalLM', 8, window=4096),
+  'qwen2': _Family('Qwen2ForCausalLM', 32, window=4096, layered_window=True),
+  'qwen3': _Family('Qwen3ForCausalLM', 32, head_dim=128, window=4096,
+                   layered_window=True, refused=('attention_bias',)),
+}
+_REQUIRED = ('vocab_size', 'hidden_size', 'num_hidden_layers', 'num_attention_heads',
+             'intermediate_size')
+_LLAMA3 = {'factor': 'factor', 'low_freq_factor': 'low_freq_factor',
+           'high_freq_factor': 'high_freq_factor',
+           'original_max_position_embeddings': 'original_max_position'}
+
+
+def parse(hf: dict[str, Any]) -> PolicyConfig:
+  """Return the PolicyConfig that a config.json describes.
+
+  Its `dtype` and `param_dtype` are both the stored one, float32 where none is named.
+
+  Args:
+    hf: the parsed config.json.
+
+  Raises:
+    ValueError: another architecture, a missing key, or a value that this decoder does
+      not support; names it.
+  """
+  kind = hf.get('model_type')
+  if kind not in _FAMILIES:
+    raise ValueError(f'model_type={kind!r} (architectures={hf.get("architectures")}): '
+                     f'only {", ".join(_FAMILIES)} are known')
+  family = _FAMILIES[kind]
+  _refuse(hf, family)
+  heads = hf['num_attention_heads']
+  kv_heads = hf.get('num_key_value_heads', family.kv_heads)
+  theta, scaling = _rope(hf)
+  dtype = stored_dtype(hf) or 'float32'
+  return PolicyConfig(
+    vocab_size=hf['vocab_size'], width=hf['hidden_size'],
+    layers=hf['num_hidden_layers'], heads=heads, kv_heads=kv_heads or heads,
+    head_dim=hf.get('head_dim', family.head_dim) or hf['hidden_size'] // heads,
+    mlp_width=hf['intermediate_size'], qkv_bias=kind == 'qwen2',
+    qk_norm=kind == 'qwen3', tied_embeddings=bool(hf.get('tie_word_embeddings', False)),
+    norm_eps=float(hf.get('rms_norm_eps', 1e-6)), rope_theta=theta,
+    rope_scaling=scaling, sliding_window=_window(hf, family), dtype=dtype,
+    param_dtype=dtype)
+
+
+def stored_dtype(hf: dict[str, Any]) -> str | None:
+  """Return the dtype that config.json names, None where it names none.
+
+  Raises:
+    ValueError: a dtype that is none of float32, bfloat16, float16.
+  """
+  named = hf.get('dtype') or hf.get('torch_dtype')
+  if named in (None, 'auto'):
+    return None
+  named = str(named).removeprefix('torch.')
+  if named not in DTYPES:
+    raise ValueError(f'torch_dtype={named!r}: choose one of {", ".join(DTYPES)}')
+  return named
+
+
+def describe(config: PolicyConfig) -> dict[str, Any]:
+  """Return the config.json of a policy; its switches choose the architecture.
+
+  Raises:
+    ValueError: no Hugging Face architecture has this combination of switches.
+  """
+  if config.qk_norm and config.qkv_bias:
+    raise ValueError('policy with qk_norm=True and qkv_bias=True: no Hugging Face '
+                     'architecture has both, so it cannot be exported')
+  kind = ('qwen3' if config.qk_norm else 'qwen2' if config.qkv_bias
+          else 'llama' if config.sliding_window is None else 'mistral')
+  hf = {
+    'architectures': [_FAMILIES[kind].architecture], 'model_type': kind,
+    'vocab_size': config.vocab_size, 'hidden_size': config.width,
+    'intermediate_size': config.mlp_width, 'num_hidden_layers': config.layers,
+    'num_attention_heads': config.heads, 'num_key_value_heads': config.kv_heads,
+    'head_dim': config.head_dim, 'hidden_act': 'silu', 'rms_norm_eps': config.norm_eps,
+    'tie_word_embeddings': config.tied_embeddings, 'rope_theta': config.rope_theta,
+    'rope_scaling': None, 'sliding_window': config.sliding_window,
+    'max_position_embeddings': 32768, 'attention_dropout': 0.0, 'use_cache': True,
+    'torch_dtype': config.param_dtype}
+  if _FAMILIES[kind].refused:
+    hf |= dict.fromkeys(_FAMILIES[kind].refused, False)
+  if _FAMILIES[kind].layered_window:
+    windowed = config.sliding_window is not None
+    hf |= {'use_sliding_window': windowed,
+           'max_window_layers': 0 if windowed else config.layers}
+  if (scaling := config.rope_scaling) is not None:
+    hf['rope_scaling'] = {'rope_type': scaling.kind, 'factor': scaling.factor}
+    if scaling.kind == 'llama3':
+      hf['rope_scaling'] |= {key: getattr(scaling, ours)
+                             for key, ours in _LLAMA3.items()}
+      hf['max_position_embeddings'] = int(scaling.factor
+                                          * scaling.original_max_position)
+  return hf
+
+
+def _refuse(hf: dict[str, Any], family: _Family) -> None:
+  """Raise for what this decoder would get wrong."""
+  if missing := [key for key in _REQUIRED if not isinstance(hf.get(key), int)]:
+    raise ValueError(f'config.json gives no whole number for {", ".join(missing)}')
+  architectures = hf.get('architectures') or [family.architecture]
+  if architectures != [family.architecture]:
+    raise ValueError(f'architectures={architectures}: model_type={hf["model_type"]!r} '
+                     f'is supported as {family.architecture} only')
+  right = {'hidden_act': 'silu', 'quantization_config': None, 'use_mrope': False,
+           **dict.fromkeys(family.refused, False)}
+  for key, value in right.items():
+    if (found := hf.get(key, value)) not in (value, value or None):
+      raise ValueError(f'{key}={found!r}: this decoder has only {key}={value!r}')
+
+
+def _rope(hf: dict[str, Any]) -> tuple[float, RopeScaling | None]:
+  """Return the base of the rotary frequencies and their scaling."""
+  nested = hf.get('rope_parameters') or {}
+  if any(isinstance(value, dict) for value in nested.values()):
+    raise ValueError(f'rope_parameters={nested}: rotary embedding by kind of layer is '
+                     'not supported')
+  rope = {**(hf.get('rope_scaling') or {}), **nested}
+  partial = rope.get('partial_rotary_factor', hf.get('partial_rotary_factor'))
+  if partial not in (None, 1, 1.0):
+    raise ValueError(f'partial_rotary_factor={partial}: this decoder rotates whole '
+                     'heads (1.0)')
+  theta = float(rope.get('rope_theta') or hf.get('rope_theta') or 10_000.0)
+  kind = rope.get('rope_type', rope.get('type', 'default'))
+  if kind == 'default':
+    return theta, None
+  if kind not in ('linear', 'llama3'):
+    raise ValueError(f'rope_type={kind!r}: only default, linear and llama3 are '
+                     f'supported (rope_scaling={rope})')
+  needed = _LLAMA3 if kind == 'llama3' else {'factor': 'factor'}
+  if missing := [key for key in needed if rope.get(key) is None]:
+    raise ValueError(f'rope_type={kind!r} without {", ".join(missing)}: '
+                     f'rope_scaling={rope}')
+  return theta, RopeScaling(kind, **{ours: rope[key] for key, ours in needed.items()})
+
+
+def _window(hf: dict[str, Any], family: _Family) -> int | None:
+  """Return the sliding window, one for all layers."""
+  window = hf.get('sliding_window', family.window)
+  if not family.layered_window:
+    return window
+  if not hf.get('use_sliding_window', False) or window is None:
+    return None
+  layers, full = hf['num_hidden_layers'], hf.get('max_window_layers', 28)
+  kinds = hf.get('layer_types') or [
+    'full_attention' if i < full else 'sliding_attention' for i in range(layers)]
+  if len(set(kinds)) > 1:
+    raise ValueError(f'layer_types={kinds}: all layers must have the same window '
+                     f'(sliding_window={window}, max_window_layers={full})')
+  return window if kinds[0] == 'sliding_attention' else None

@@ -1,0 +1,45 @@
+"""docs/scale.md is what its generator writes, and keeps what the project promises."""
+
+import json
+import pathlib
+
+import pytest
+
+from benchmarks import scale
+
+DOCS = pathlib.Path(__file__).parents[1] / 'docs'
+
+
+@pytest.fixture(scope='module')
+def found():
+  cache = DOCS / 'scale.json'
+  return scale.rows(json.loads(cache.read_text()) if cache.exists() else {})
+
+
+def test_the_document_is_up_to_date(found):
+  text = (DOCS / 'scale.md').read_text()
+  assert text == scale.document(found), 'run python -m benchmarks.scale'
+
+
+def test_the_largest_backbone_fits_a_pod_at_the_longest_lengths(found):
+  row = found['qwen3_14b/v5p_64/math']
+  assert row['fits'] and row['at_once'] == 256
+
+
+def test_a_small_backbone_fits_one_device_of_16_gb(found):
+  assert found['qwen3_0.6b/one_16gb/countdown']['fits']
+
+
+def test_fewer_prompts_are_tried_until_they_fit():
+  row = scale.estimate('qwen3_4b', 'one_80gb', 'countdown')
+  assert row['fits'] and row['at_once'] < 128
+  config = scale.config_of('qwen3_4b', 'one_80gb', 'countdown', 2 * row['at_once'])
+  sizes = scale.roofline.memory(scale.setting_of(config))
+  assert max(kinds['total'] for kinds in sizes.values()) > scale.MARGIN * row['limit']
+
+
+def test_an_unknown_row_is_named_with_the_choices(monkeypatch, tmp_path):
+  monkeypatch.setattr('sys.argv', ['scale', '--compile=qwen3_14b/v5p_64/maths',
+                                   f'--folder={tmp_path}'])
+  with pytest.raises(SystemExit, match='qwen3_14b/v5p_64/maths.*countdown, math'):
+    scale.main()
