@@ -4,6 +4,8 @@ Three processes: the caller; a keeper, which has math-verify loaded and warm and
 looks at an answer; and its forked child, which compares answers until one outlasts the
 deadline or its memory, dies, and is forked anew within milliseconds. No alarm signal,
 so any thread may ask. The keeper goes when its caller does, the child with the keeper.
+A deadline counts the child's own processor time, so that a verdict does not depend on
+what else the machine does; `PATIENCE` times as much wall clock ends it in any case.
 """
 
 import ctypes
@@ -19,7 +21,8 @@ import sys
 import threading
 import time
 
-DEADLINE_S = 3.0  # of one comparison
+DEADLINE_S = 2.5  # processor seconds of one comparison
+PATIENCE = 3.0  # times as many seconds of wall clock
 START_S, ATTEMPTS = 60.0, 3  # of loading math-verify, once
 MEMORY_BYTES = 2 << 30
 ITEMS = 1000  # comparisons after which a child is replaced
@@ -64,7 +67,7 @@ class Comparer:
         self._process.stdin.flush()
         # The keeper answers soon after the deadline even when the machine is busy.
         reply = json.loads(_read_line(
-          self._process.stdout.fileno(), self._deadline_s + 5.0))
+          self._process.stdout.fileno(), PATIENCE * self._deadline_s + 5.0))
       except (OSError, EOFError, ValueError):
         self._stop()
         return False, ERROR
@@ -188,8 +191,21 @@ class _Child:
 
   def ask(self, line: bytes, seconds: float) -> bytes:
     self.items += 1
+    start, spent = time.monotonic(), self._cpu_s()
     os.write(self._requests, line)
-    return _read_line(self._replies, seconds, owner=0)
+    while True:
+      left = seconds - (self._cpu_s() - spent)
+      patience = start + PATIENCE * seconds - time.monotonic()
+      try:
+        return _read_line(self._replies, max(0.02, min(left, patience)), owner=0)
+      except TimeoutError:
+        if patience <= 0 or self._cpu_s() - spent >= seconds:
+          raise
+
+  def _cpu_s(self) -> float:
+    """Return the processor seconds that the process has used."""
+    fields = pathlib.Path(f'/proc/{self._pid}/stat').read_text().rpartition(')')[2]
+    return sum(map(int, fields.split()[11:13])) / os.sysconf('SC_CLK_TCK')
 
   def end(self) -> None:
     os.kill(self._pid, signal.SIGKILL)
