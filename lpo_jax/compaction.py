@@ -93,7 +93,7 @@ def _take(rows, local, groups, members):
 
   prompt = jax.tree.map(lambda kv: along_batch(kv, -4), rows.prompt.layers)
   return placed(Rows(
-    policies.Prompt(prompt, rows.prompt.mask[groups]),
+    policies.Prompt(prompt, rows.prompt.mask[groups], rows.prompt.next[groups]),
     policies.Cache(jax.tree.map(own, rows.cache.layers), rows.cache.length),
     each(rows.keys), each(rows.token), each(rows.done)), sharding.constrain)
 
@@ -113,7 +113,7 @@ def placed(rows, place):
   return Rows(
     policies.Prompt(jax.tree.map(
       lambda kv: place(kv, 'batch', 'kv_heads', None, None), prompt.layers),
-      each(prompt.mask)),
+      each(prompt.mask), place(prompt.next, 'batch')),
     policies.Cache(jax.tree.map(
       lambda kv: place(kv, 'batch', None, 'kv_heads', None, None), cache.layers),
       cache.length),

@@ -228,7 +228,7 @@ def _units(rollouts: Rollouts, config: UpdateConfig):
       return jax.tree.map(lambda x: prompts(x) if x.ndim == 1 else responses(x), tree)
     return Rollouts(prompts(tree.prompt), prompts(tree.prompt_mask),
                     responses(tree.response), responses(tree.response_mask),
-                    responses(tree.logprobs))
+                    responses(tree.logprobs), jax.tree.map(prompts, tree.images))
 
   def join(x):
     x = jnp.moveaxis(x.reshape(count, slices, *x.shape[1:]), 1, 2)

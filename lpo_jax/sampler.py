@@ -19,7 +19,7 @@ import numpy as np
 
 from lpo_jax import compaction, hosts, sharding
 from lpo_jax import policy as policies
-from lpo_jax.types import Array, Rollouts
+from lpo_jax.types import Array, Images, Rollouts
 
 
 class _Choice(NamedTuple):
@@ -34,7 +34,8 @@ def sample(policy: policies.Policy, prompt: Array, prompt_mask: Array, key: Arra
            samples_per_prompt: int, max_new_tokens: int, temperature: float = 1.0,
            stop_tokens: tuple[int, ...] = (), top_k: int = 0, top_p: float = 1.0,
            pad_token: int = 0, chunk: int = 128, prompts_at_once: int = 0,
-           row_ids: Array | None = None, unroll: bool = True) -> Rollouts:
+           row_ids: Array | None = None, unroll: bool = True,
+           images: Images | None = None) -> Rollouts:
   """Sample K responses to each of B prompts.
 
   Args:
@@ -54,6 +55,7 @@ def sample(policy: policies.Policy, prompt: Array, prompt_mask: Array, key: Arra
       are held, at once; divides B; 0 for all.
     row_ids: i32[B] names of the rows' random streams; default 0..B-1.
     unroll: run layers unrolled (faster, a second copy of the weights) or scanned.
+    images: of the prompts; encoded here, once for the K responses, if they are not.
 
   Returns:
     Rollouts; `logprobs` are under the distribution sampled from, after temperature,
@@ -66,7 +68,7 @@ def sample(policy: policies.Policy, prompt: Array, prompt_mask: Array, key: Arra
          prompts_at_once)
   if row_ids is None:
     row_ids = np.arange(prompt.shape[0], dtype=np.int32)
-  inputs = (prompt, prompt_mask, row_ids)
+  inputs = (prompt, prompt_mask, row_ids, images)
   count = prompt.shape[0] // (prompts_at_once or prompt.shape[0])
   shape = (prompt.shape[0] // count, samples_per_prompt, max_new_tokens)
   choice = _Choice(jnp.float32(temperature or 1.0),
@@ -75,10 +77,10 @@ def sample(policy: policies.Policy, prompt: Array, prompt_mask: Array, key: Arra
                   pad_token=pad_token, unroll=unroll)
   if count == 1:
     return Rollouts(prompt, prompt_mask, *_responses(
-      policy, inputs, key, choice, shape, chunk, settings))
+      policy, inputs, key, choice, shape, chunk, settings), images)
   found = [_responses(policy, part, key, choice, shape, chunk, settings)
            for part in _split(inputs, count=count)]
-  return Rollouts(prompt, prompt_mask, *_join(found))
+  return Rollouts(prompt, prompt_mask, *_join(found), images)
 
 
 def _responses(policy, inputs, key, choice, shape, chunk, settings):
@@ -86,17 +88,17 @@ def _responses(policy, inputs, key, choice, shape, chunk, settings):
 
   Args:
     policy: pi_b.
-    inputs: prompt, prompt_mask and row_ids of `sample`.
+    inputs: prompt, prompt_mask, row_ids and images of `sample`.
     key: a PRNG key.
     choice: how tokens are chosen.
     shape: (B, K, N).
     chunk: tokens between two compactions.
     settings: what the programs are compiled for.
   """
-  prompt, prompt_mask, row_ids = inputs
+  prompt, prompt_mask, row_ids, images = inputs
   capacity = min(chunk, shape[2])
-  rows, out = _start(policy, prompt, prompt_mask, key, row_ids, choice, shape=shape,
-                     capacity=capacity, **settings)
+  rows, out = _start(policy, prompt, prompt_mask, key, row_ids, choice, images,
+                     shape=shape, capacity=capacity, **settings)
   places = (np.arange(shape[0])[:, None], np.arange(shape[1])[None])  # of the rows
   start = 1
   for steps, room in capacities(shape[2], chunk):
@@ -139,11 +141,12 @@ def capacities(max_new_tokens: int, chunk: int):
 
 @functools.partial(jax.jit, static_argnames=(
   'shape', 'capacity', 'pad_token', 'unroll', 'greedy', 'top_k', 'use_top_p'))
-def _start(policy, prompt, prompt_mask, key, row_ids, choice, *, shape, capacity,
-           pad_token, unroll, **statics):
+def _start(policy, prompt, prompt_mask, key, row_ids, choice, images=None, *, shape,
+           capacity, pad_token, unroll, **statics):
   """Prefill the prompts and sample every response's first token."""
   batch, samples, width = shape
-  last, prompts = (policy.unstack() if unroll else policy).prefill(prompt, prompt_mask)
+  policy = policy.unstack() if unroll else policy
+  last, prompts = policy.prefill(prompt, prompt_mask, images)
   keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(row_ids)
   keys = jax.vmap(lambda k: jax.vmap(lambda j: jax.random.fold_in(k, j))(
     jnp.arange(samples)))(keys)
@@ -226,7 +229,8 @@ def _outside_nucleus(logits, top_p):
 
 
 def largest(policy, prompt, prompt_mask, row_ids, mesh, *, samples_per_prompt: int,
-            max_new_tokens: int, chunk: int, unroll: bool):
+            max_new_tokens: int, chunk: int, unroll: bool,
+            images: Images | None = None):
   """Return the programs of `sample` at their largest, to be compiled ahead of time.
 
   Args:
@@ -239,6 +243,7 @@ def largest(policy, prompt, prompt_mask, row_ids, mesh, *, samples_per_prompt: i
     max_new_tokens: N.
     chunk: tokens between two compactions.
     unroll: see `sample`.
+    images: likewise shapes.
 
   Returns:
     {'prefill', 'decode'}, functions without arguments that lower the program; and
@@ -257,7 +262,7 @@ def largest(policy, prompt, prompt_mask, row_ids, mesh, *, samples_per_prompt: i
   statics = dict(pad_token=0, unroll=unroll, greedy=False, top_k=0, use_top_p=False)
   choice = _Choice(scalar(jnp.float32), scalar(jnp.int32, (1,)), scalar(jnp.float32))
   key = scalar(jax.eval_shape(jax.random.key, 0).dtype)
-  given = (policy, prompt, prompt_mask, key, row_ids, choice)
+  given = (policy, prompt, prompt_mask, key, row_ids, choice, images)
 
   def start(capacity):
     return functools.partial(_start, shape=shape, capacity=capacity, **statics)

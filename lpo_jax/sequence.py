@@ -121,7 +121,7 @@ def response_logprobs(policy, rollouts: Rollouts, *, temperature: float = 1.0,
   Returns:
     f32[B, K, N] and f32[B, K, N], both 0 off mask.
   """
-  first, prompt = policy.prefill(rollouts.prompt, rollouts.prompt_mask)
+  first, prompt = policy.prefill(rollouts.prompt, rollouts.prompt_mask, rollouts.images)
   hidden, _ = policy.extend(rollouts.response, prompt)
   return token_logprobs(first, hidden, rollouts.response, rollouts.response_mask,
                         policy.logits, temperature=temperature, chunk=chunk)

@@ -41,6 +41,16 @@ PARAMETERS = {
   'key_bias': ('kv_heads',),
   'value_bias': ('kv_heads',),
 }
+PARAMETERS |= {  # of the vision tower; what it shares with the decoder stands above
+  'patch': (None, 'embed'),
+  'qkv': ('embed', None, 'heads'),
+  'qkv_bias': (None, 'heads'),
+  'gate_bias': ('mlp',),
+  'up_bias': ('mlp',),
+  'merge_in': ('embed', 'mlp'),
+  'merge_in_bias': ('mlp',),
+  'merge_out': ('mlp', 'embed'),
+}
 PARAMETERS |= {  # low-rank adapters are split as the matrix they correct
   f'{name}_lora_{part}': axes
   for name in ('query', 'key', 'value', 'out', 'gate', 'up', 'down')

@@ -30,6 +30,15 @@ class Problem:
 
 
 @struct.dataclass
+class Images:
+  """Images of B prompts, one after the other in a row: patches, or what they became."""
+
+  grid: Array  # i32[B, I, 3] frames, rows, columns of each, in patches; 0 for none
+  patches: Array | None = None  # f32[B, M, patch_dim], until they are encoded
+  features: Array | None = None  # [B, F, D], a vector for each image token
+
+
+@struct.dataclass
 class Rollouts:
   """K responses to each of B prompts, as sampled."""
 
@@ -38,6 +47,7 @@ class Rollouts:
   response: Array  # i32[B, K, N], right-padded
   response_mask: Array  # bool[B, K, N]: sampled tokens, the stop token included
   logprobs: Array  # f32[B, K, N] under pi_b, the distribution sampled from; 0 off mask
+  images: Images | None = None  # of the prompts
 
 
 @struct.dataclass

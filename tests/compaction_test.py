@@ -20,7 +20,7 @@ def _rows(mesh):
   keys, values = (2, _B, _K, _HEADS, 2, _SLOTS), (2, _B, _K, _HEADS, _SLOTS, 2)
   prompt = (2, _B, _HEADS, 5, 2)
   rows = compaction.Rows(
-    policies.Prompt((numbered(*prompt),) * 2, np.ones((_B, 5), bool)),
+    policies.Prompt((numbered(*prompt),) * 2, np.ones((_B, 5), bool), np.full(_B, 5)),
     policies.Cache(kv.Slots(numbered(*keys), numbered(*values)), jnp.int32(1)),
     jax.vmap(jax.random.split, (0, None))(
       jax.random.split(jax.random.key(0), _B), _K),

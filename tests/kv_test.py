@@ -11,7 +11,7 @@ from lpo_jax.policy import kv
 def _prompt(unrolled):
   pair = (jnp.ones((2, 3, 5, 4)), jnp.ones((2, 3, 5, 4)))  # [B, Hkv, P, d]
   layers = (pair, pair) if unrolled else tuple(jnp.stack([x, x]) for x in pair)
-  return kv.Prompt(layers, jnp.ones((2, 5), bool))
+  return kv.Prompt(layers, jnp.ones((2, 5), bool), jnp.full(2, 5))
 
 
 @pytest.mark.parametrize('unrolled', [True, False])

@@ -6,11 +6,14 @@ record says which switches each of them sets:
 
   qkv_bias (Qwen2)   qk_norm (Qwen3)   rope_scaling (Llama 3.1)
   sliding_window (Mistral)   tied_embeddings (small models)
+  rope_sections, vision (Qwen2.5-VL)
 
 `lora` gives its matrices low-rank adapters, which are then all that is trained.
 """
 
 import dataclasses
+
+from lpo_jax.policy.vision_config import VisionConfig
 
 DTYPES = ('float32', 'bfloat16', 'float16')
 ATTENTION = ('xla', 'cudnn', 'pallas')
@@ -78,6 +81,7 @@ class PolicyConfig:
   norm_eps: float = 1e-6
   rope_theta: float = 10_000.0
   rope_scaling: RopeScaling | None = None
+  rope_sections: tuple[int, ...] = ()  # pairs turned by frame, row, column; () for text
   sliding_window: int | None = None  # keys a query sees, itself included
   dtype: str = 'float32'  # of activations and matmuls
   param_dtype: str = 'float32'
@@ -86,6 +90,7 @@ class PolicyConfig:
   unroll: bool = False  # layers one after the other, not a scan: see `Policy.unstack`
   sequence_sharding: bool = False  # long activations split over the mesh's tensor axis
   lora: Lora | None = None
+  vision: VisionConfig | None = None  # None: it reads text only
 
   def __post_init__(self):
     if self.heads % self.kv_heads:
@@ -95,6 +100,16 @@ class PolicyConfig:
       )
     if self.head_dim % 2:
       raise ValueError(f'head_dim={self.head_dim} is odd: rotary halves need it even')
+    if bool(self.rope_sections) != (self.vision is not None):
+      raise ValueError(f'rope_sections={self.rope_sections} and vision={self.vision}: '
+                       'give both, or neither')
+    if self.rope_sections and (len(self.rope_sections) != 3
+                               or 2 * sum(self.rope_sections) != self.head_dim):
+      raise ValueError(f'rope_sections={self.rope_sections}: give three parts of the '
+                       f'{self.head_dim // 2} pairs of a head')
+    if self.vision and not 0 <= self.vision.image_token < self.vocab_size:
+      raise ValueError(f'vision.image_token={self.vision.image_token} is beyond '
+                       f'vocab_size={self.vocab_size}')
     if self.sliding_window is not None and self.sliding_window < 1:
       raise ValueError(
         f'policy.sliding_window={self.sliding_window}: give at least 1, the token '

@@ -89,9 +89,12 @@ class _Tensor(NamedTuple):
   name: str
   leaf: jax.Array
   layer: int | None
-  transposed: bool
-  shape: tuple[int, ...]
+  parameter: hf_names.Parameter
   adapter: tuple | None = None  # A, B and their scale, to be merged into it
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    return self.parameter.shape
 
   @property
   def bytes(self) -> int:
@@ -104,7 +107,7 @@ class _Tensor(NamedTuple):
     if jax.process_count() > 1:
       array = multihost_utils.process_allgather(array, tiled=True)
     array = np.asarray(jax.device_get(array))
-    return np.ascontiguousarray(array.T if self.transposed else array)
+    return np.ascontiguousarray(self.parameter.given(array))
 
 
 @jax.jit
@@ -132,8 +135,8 @@ def _plan(policy: Policy, max_shard_bytes: int) -> dict[str, list[_Tensor]]:
       adapter = (*(getattr(adapted, f'{parameter.name}_lora_{part}')[...]
                    for part in 'ab'), config.lora.scale)
     for layer, name in enumerate(parameter.tensors):
-      tensor = _Tensor(name, leaf, layer if parameter.stacked else None,
-                       parameter.transposed, parameter.shape, adapter)
+      tensor = _Tensor(name, leaf, layer if parameter.stacked else None, parameter,
+                       adapter)
       if not shards or tensor.bytes > room:
         shards.append([])
         room = max_shard_bytes
@@ -150,7 +153,7 @@ def _adapters(policy: Policy) -> list[_Tensor]:
   if policy.config.lora is None:
     return []
   trained, _ = lora.split(policy)
-  return [_Tensor(name, leaf, layer, parameter.transposed, parameter.shape)
+  return [_Tensor(name, leaf, layer, parameter)
           for parameter, leaf in zip(hf_names.adapters(trained),
                                      jax.tree.leaves(trained), strict=True)
           for layer, name in enumerate(parameter.tensors)]
@@ -192,9 +195,14 @@ def _config(config: PolicyConfig, source: str) -> dict:
     theirs = pretrained.read_json(os.path.join(source, pretrained.CONFIG))
     stored = {'torch_dtype': config.param_dtype}
     if hf_config.describe(hf_config.parse(theirs)) | stored == ours:
-      theirs = {name: value for name, value in theirs.items() if name != 'dtype'}
-      return theirs | stored
+      return _without_dtypes(theirs) | stored
   return ours
+
+
+def _without_dtypes(hf: dict) -> dict:
+  """Return a config.json that leaves out dtypes, its parts' too."""
+  return {name: _without_dtypes(value) if isinstance(value, dict) else value
+          for name, value in hf.items() if name not in ('dtype', 'torch_dtype')}
 
 
 def _adapter_config(config: Lora, base: str) -> dict:

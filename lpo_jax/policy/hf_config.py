@@ -2,7 +2,8 @@
 
 Reads what transformers 4 writes (`rope_theta` and `rope_scaling` beside each other,
 `torch_dtype`) and what transformers 5 does (`rope_parameters`, `dtype`); absent keys
-mean what they mean there. Whatever this decoder would compute otherwise than
+mean what they mean there; the parts of a vision-language model stand side by side in
+the former, as `text_config` in the latter. Whatever this decoder would compute otherwise than
 transformers is refused by name. Written are the keys of transformers 4, which both
 read.
 """
@@ -10,6 +11,7 @@ read.
 from typing import Any, NamedTuple
 
 from lpo_jax.policy.config import DTYPES, PolicyConfig, RopeScaling
+from lpo_jax.policy.vision_config import VisionConfig
 
 
 class _Family(NamedTuple):
@@ -29,7 +31,14 @@ _FAMILIES = {
   'qwen2': _Family('Qwen2ForCausalLM', 32, window=4096, layered_window=True),
   'qwen3': _Family('Qwen3ForCausalLM', 32, head_dim=128, window=4096,
                    layered_window=True, refused=('attention_bias',)),
+  'qwen2_5_vl': _Family('Qwen2_5_VLForConditionalGeneration', 8, window=4096,
+                        layered_window=True),
 }
+_VISION = {  # config.json's `vision_config` -> VisionConfig
+  'hidden_size': 'width', 'depth': 'layers', 'num_heads': 'heads',
+  'intermediate_size': 'mlp_width', 'patch_size': 'patch_size',
+  'temporal_patch_size': 'temporal_patch_size', 'spatial_merge_size': 'merge_size',
+  'window_size': 'window_size'}
 _REQUIRED = ('vocab_size', 'hidden_size', 'num_hidden_layers', 'num_attention_heads',
              'intermediate_size')
 _LLAMA3 = {'factor': 'factor', 'low_freq_factor': 'low_freq_factor',
@@ -54,20 +63,24 @@ def parse(hf: dict[str, Any]) -> PolicyConfig:
     raise ValueError(f'model_type={kind!r} (architectures={hf.get("architectures")}): '
                      f'only {", ".join(_FAMILIES)} are known')
   family = _FAMILIES[kind]
+  nested = hf.get('text_config') or {}
+  tied = [part.get('tie_word_embeddings', False) for part in (hf, nested)]
+  hf = nested | hf | {'tie_word_embeddings': any(tied)}
   _refuse(hf, family)
   heads = hf['num_attention_heads']
   kv_heads = hf.get('num_key_value_heads', family.kv_heads)
   theta, scaling = _rope(hf)
+  vision, sections = _vision(hf) if kind == 'qwen2_5_vl' else (None, ())
   dtype = stored_dtype(hf) or 'float32'
   return PolicyConfig(
     vocab_size=hf['vocab_size'], width=hf['hidden_size'],
     layers=hf['num_hidden_layers'], heads=heads, kv_heads=kv_heads or heads,
     head_dim=hf.get('head_dim', family.head_dim) or hf['hidden_size'] // heads,
-    mlp_width=hf['intermediate_size'], qkv_bias=kind == 'qwen2',
+    mlp_width=hf['intermediate_size'], qkv_bias=kind in ('qwen2', 'qwen2_5_vl'),
     qk_norm=kind == 'qwen3', tied_embeddings=bool(hf.get('tie_word_embeddings', False)),
-    norm_eps=float(hf.get('rms_norm_eps', 1e-6)), rope_theta=theta,
-    rope_scaling=scaling, sliding_window=_window(hf, family), dtype=dtype,
-    param_dtype=dtype)
+    norm_eps=float(hf.get('rms_norm_eps', 1e-5 if vision else 1e-6)),
+    rope_theta=theta, rope_scaling=scaling, rope_sections=sections,
+    sliding_window=_window(hf, family), dtype=dtype, param_dtype=dtype, vision=vision)
 
 
 def stored_dtype(hf: dict[str, Any]) -> str | None:
@@ -94,8 +107,14 @@ def describe(config: PolicyConfig) -> dict[str, Any]:
   if config.qk_norm and config.qkv_bias:
     raise ValueError('policy with qk_norm=True and qkv_bias=True: no Hugging Face '
                      'architecture has both, so it cannot be exported')
-  kind = ('qwen3' if config.qk_norm else 'qwen2' if config.qkv_bias
+  kind = ('qwen2_5_vl' if config.vision else 'qwen3' if config.qk_norm
+          else 'qwen2' if config.qkv_bias
           else 'llama' if config.sliding_window is None else 'mistral')
+  if config.vision and (config.qk_norm or not config.qkv_bias or config.rope_scaling
+                        or config.head_dim * config.heads != config.width):
+    raise ValueError('policy with a vision tower: only qkv_bias=True, qk_norm=False, '
+                     'rope_scaling=None and heads * head_dim = width can be exported, '
+                     'as Qwen2.5-VL')
   hf = {
     'architectures': [_FAMILIES[kind].architecture], 'model_type': kind,
     'vocab_size': config.vocab_size, 'hidden_size': config.width,
@@ -119,7 +138,46 @@ def describe(config: PolicyConfig) -> dict[str, Any]:
                              for key, ours in _LLAMA3.items()}
       hf['max_position_embeddings'] = int(scaling.factor
                                           * scaling.original_max_position)
+  if config.vision:
+    hf |= _describe_vision(config)
   return hf
+
+
+def _describe_vision(config: PolicyConfig) -> dict[str, Any]:
+  """Return what config.json says of a vision tower and its place."""
+  vision = config.vision
+  return {
+    'rope_scaling': {'type': 'mrope', 'mrope_section': list(config.rope_sections)},
+    'image_token_id': vision.image_token, 'vision_start_token_id': vision.start_token,
+    'vision_config': {
+      'model_type': 'qwen2_5_vl', 'hidden_act': 'silu', 'in_channels': vision.channels,
+      'in_chans': vision.channels, 'out_hidden_size': config.width,
+      'fullatt_block_indexes': list(vision.full_blocks),
+      **{theirs: getattr(vision, ours) for theirs, ours in _VISION.items()}}}
+
+
+def _vision(hf: dict[str, Any]) -> tuple[VisionConfig, tuple[int, ...]]:
+  """Return the vision tower and the sections of the rotary positions."""
+  found = hf.get('vision_config') or {}
+  if missing := [key for key in _VISION if not isinstance(found.get(key), int)]:
+    raise ValueError(f'vision_config gives no whole number for {", ".join(missing)}')
+  rope = found.get('rope_parameters') or {}
+  right = {'hidden_act': ('silu', found.get('hidden_act', 'silu')),
+           'out_hidden_size': (hf['hidden_size'], found.get('out_hidden_size')),
+           'rope_theta': (10_000.0, float(rope.get('rope_theta', 10_000.0))),
+           'rope_type': ('axial', rope.get('rope_type', 'axial'))}
+  for key, (value, theirs) in right.items():
+    if theirs != value:
+      raise ValueError(f'vision_config: {key}={theirs!r}, but this tower has only '
+                       f'{value!r}')
+  sections = {**(hf.get('rope_scaling') or {}), **(hf.get('rope_parameters') or {})}
+  return VisionConfig(
+    channels=found.get('in_channels', 3),
+    full_blocks=tuple(found.get('fullatt_block_indexes', (7, 15, 23, 31))),
+    image_token=hf.get('image_token_id', 151655),
+    start_token=hf.get('vision_start_token_id', 151652),
+    **{ours: found[theirs] for theirs, ours in _VISION.items()},
+  ), tuple(sections.get('mrope_section', (16, 24, 24)))
 
 
 def _refuse(hf: dict[str, Any], family: _Family) -> None:
@@ -148,9 +206,10 @@ def _rope(hf: dict[str, Any]) -> tuple[float, RopeScaling | None]:
   if partial not in (None, 1, 1.0):
     raise ValueError(f'partial_rotary_factor={partial}: this decoder rotates whole '
                      'heads (1.0)')
-  theta = float(rope.get('rope_theta') or hf.get('rope_theta') or 10_000.0)
+  absent = 1e6 if hf['model_type'] == 'qwen2_5_vl' else 10_000.0
+  theta = float(rope.get('rope_theta') or hf.get('rope_theta') or absent)
   kind = rope.get('rope_type', rope.get('type', 'default'))
-  if kind == 'default':
+  if kind == 'default' or (kind == 'mrope' and hf['model_type'] == 'qwen2_5_vl'):
     return theta, None
   if kind not in ('linear', 'llama3'):
     raise ValueError(f'rope_type={kind!r}: only default, linear and llama3 are '

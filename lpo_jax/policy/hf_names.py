@@ -1,8 +1,9 @@
 """Which tensor of a Hugging Face checkpoint is which parameter of the decoder.
 
-The four families share one layout. torch's linear layers hold [out, in], this decoder
+The families share one layout. torch's linear layers hold [out, in], this decoder
 [in, out], so every matrix but the embedding is transposed; layers stand apart there
-and are stacked on a leading axis here.
+and are stacked on a leading axis here. A vision tower's tensors are named as the hub
+has them; transformers 5 writes other prefixes, which `canonical` takes away.
 """
 
 from typing import NamedTuple
@@ -33,6 +34,23 @@ _LAYERED = {
   'up': ('mlp.up_proj.weight', True),
   'down': ('mlp.down_proj.weight', True),
 }
+_VISION = {
+  'patch': ('visual.patch_embed.proj.weight', True),
+  'merge_norm': ('visual.merger.ln_q.weight', False),
+  'merge_in': ('visual.merger.mlp.0.weight', True),
+  'merge_in_bias': ('visual.merger.mlp.0.bias', False),
+  'merge_out': ('visual.merger.mlp.2.weight', True),
+  'merge_out_bias': ('visual.merger.mlp.2.bias', False),
+}
+_VISION_LAYERED = {
+  'attention_norm': ('norm1.weight', False),
+  'mlp_norm': ('norm2.weight', False),
+  **{f'{ours}{bias}': (f'{theirs}.{"bias" if bias else "weight"}', not bias)
+     for ours, theirs in (('qkv', 'attn.qkv'), ('out', 'attn.proj'),
+                          ('gate', 'mlp.gate_proj'), ('up', 'mlp.up_proj'),
+                          ('down', 'mlp.down_proj')) for bias in ('', '_bias')},
+}
+_PREFIXES = (('model.visual.', 'visual.'), ('model.language_model.', 'model.'))
 _ADAPTERS = {  # as PEFT names them
   f'{name}_lora_{part.lower()}':
     (tensor.replace('.weight', f'.lora_{part}.weight'), True)
@@ -48,11 +66,37 @@ class Parameter(NamedTuple):
   stacked: bool
   transposed: bool
   shape: tuple[int, ...]  # of each tensor, as stored
+  ours: tuple[int, ...]  # of each tensor, here
+
+  @property
+  def reshaped(self) -> bool:
+    """Return whether axes are cut or merged, besides being transposed."""
+    return len(self.ours) != len(self.shape)
+
+  def taken(self, stored):
+    """Return a tensor as it stands here, from how it is stored."""
+    if self.transposed:
+      stored = stored.reshape(stored.shape[0], -1).T
+    return stored.reshape(self.ours)
+
+  def given(self, ours):
+    """Return a tensor as it is stored, from how it stands here."""
+    if self.transposed:
+      ours = ours.reshape(ours.shape[0], -1).T
+    return ours.reshape(self.shape)
 
 
 def is_buffer(tensor: str) -> bool:
   """Return whether a stored tensor is derived, not learned: old rotary frequencies."""
   return tensor.endswith('rotary_emb.inv_freq')
+
+
+def canonical(tensor: str) -> str:
+  """Return the hub's name of a stored tensor of a vision-language model."""
+  for theirs, name in _PREFIXES:
+    if tensor.startswith(theirs):
+      return name + tensor.removeprefix(theirs)
+  return tensor
 
 
 def parameters(policy: Policy) -> list[Parameter]:
@@ -81,14 +125,32 @@ def module(name: str) -> str:
 
 def _parameter(path, leaf, config: PolicyConfig, layered=_LAYERED) -> Parameter:
   names = [getattr(key, 'name', None) for key in path]
+  whole, prefix, layers = _WHOLE, 'model.layers', config.layers
+  if visual := names[0] == 'vision':
+    whole, layered, names = _VISION, _VISION_LAYERED, names[1:]
+    prefix, layers = 'visual.blocks', config.vision.layers
   stacked, name = names[0] == 'blocks', names[-2] if len(names) > 1 else None
-  known = layered if stacked and len(names) == 3 else _WHOLE
+  known = layered if stacked and len(names) == 3 else whole
   if name not in known:
     raise ValueError(f'parameter {jax.tree_util.keystr(path)} has no place in a '
                      'Hugging Face checkpoint')
   tensor, transposed = known[name]
-  shape = tuple(leaf.shape)[1 if stacked else 0:]
-  tensors = (tuple(f'model.layers.{i}.{tensor}' for i in range(config.layers))
+  ours = tuple(leaf.shape)[1 if stacked else 0:]
+  tensors = (tuple(f'{prefix}.{i}.{tensor}' for i in range(layers))
              if stacked else (tensor,))
-  shape = shape[::-1] if transposed else shape
-  return Parameter(name, tensors, stacked, transposed, shape)
+  shape = ours[::-1] if transposed else ours
+  if visual:
+    shape = _stored_shape(name, ours, config) or shape
+    name = f'vision.{name}'
+  return Parameter(name, tensors, stacked, transposed, shape, ours)
+
+
+def _stored_shape(name: str, ours: tuple[int, ...], config: PolicyConfig):
+  """Return the stored shape where it is not ours, maybe transposed; else None."""
+  size = config.vision.patch_size
+  return {
+    'patch': (config.vision.width, config.vision.channels,
+              config.vision.temporal_patch_size, size, size),
+    'qkv': (3 * config.vision.width, config.vision.width),
+    'qkv_bias': (3 * config.vision.width,),
+  }.get(name)

@@ -17,6 +17,7 @@ class Prompt(NamedTuple):
 
   layers: tuple  # (keys, values): [L, B, Hkv, P, d], or a tuple of L such pairs
   mask: Array  # bool[B, P], left-padded
+  next: Array  # i32[B], the position of the first response token
 
 
 class Slots(NamedTuple):

@@ -35,7 +35,8 @@ def from_pretrained(path: str, mesh: jax.sharding.Mesh | None = None,
 
   Args:
     path: folder with config.json and safetensors (one file, or shards and an index),
-      or a hub id. Qwen2, Qwen2.5, Qwen3, Llama 3, Mistral and their distillations.
+      or a hub id. Qwen2, Qwen2.5, Qwen3, Llama 3, Mistral and their distillations;
+      Qwen2.5-VL.
     mesh: where the parameters go; None: the first device.
     dtype: of parameters and activations; None: as stored.
 
@@ -142,14 +143,15 @@ class Stored:
 def _load_whole(parameter, stored, leaf, place) -> jax.Array:
   """Return a parameter that is one tensor."""
   tensor = _fetch(parameter, stored[parameter.tensors[0]], place.mesh, place.spec)
-  if tensor.dtype == leaf.dtype and not parameter.transposed:
+  if tensor.dtype == leaf.dtype and tensor.shape == leaf.shape and (
+      not parameter.transposed):
     return tensor
-  return _converter(place, leaf.dtype, parameter.transposed)(tensor)
+  return _converter(place, leaf.dtype, parameter.taken)(tensor)
 
 
 def _load_stacked(parameter, stored, leaf, place) -> jax.Array:
   """Return a stacked parameter, its layers written one after the other."""
-  write = _writer(place, parameter.transposed)
+  write = _writer(place, parameter._replace(tensors=()).taken)
   spec = jax.sharding.PartitionSpec(*place.spec[1:])
   stack = jnp.zeros(leaf.shape, leaf.dtype, device=place)
   for layer, name in enumerate(parameter.tensors):
@@ -159,24 +161,28 @@ def _load_stacked(parameter, stored, leaf, place) -> jax.Array:
 
 
 @functools.cache
-def _converter(place: jax.sharding.NamedSharding, dtype, transposed: bool):
-  return jax.jit(lambda x: (x.T if transposed else x).astype(dtype),
-                 out_shardings=place)
+def _converter(place: jax.sharding.NamedSharding, dtype, taken):
+  return jax.jit(lambda x: taken(x).astype(dtype), out_shardings=place)
 
 
 @functools.cache
-def _writer(place: jax.sharding.NamedSharding, transposed: bool):
+def _writer(place: jax.sharding.NamedSharding, taken):
   def write(stack, tensor, layer):
-    tensor = (tensor.T if transposed else tensor).astype(stack.dtype)
+    tensor = taken(tensor).astype(stack.dtype)
     return jax.lax.dynamic_update_index_in_dim(stack, tensor, layer, 0)
 
   return jax.jit(write, donate_argnums=0, out_shardings=place)
 
 
 def _fetch(parameter, tensor: Stored, mesh, spec) -> jax.Array:
-  """Return a tensor as stored, split as `spec` splits what becomes of it."""
+  """Return a tensor as stored, split as `spec` splits what becomes of it.
+
+  One that is also cut or merged is small, and comes whole onto every device.
+  """
   axes = (*spec, *[None] * (len(tensor.shape) - len(spec)))
-  if parameter.transposed:
+  if parameter.reshaped:
+    axes = (None,) * len(tensor.shape)
+  elif parameter.transposed:
     axes = axes[::-1]
   place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
   read = functools.cache(lambda bounds: tensor.read(
@@ -197,11 +203,11 @@ def _headers(folder: str) -> dict[str, Stored]:
     try:
       with safetensors.safe_open(path, 'numpy') as opened:
         for name in opened.keys():  # noqa: SIM118, not a dict
-          piece = opened.get_slice(name)
-          if name in stored:
-            raise ValueError(f'{name} stands in {stored[name].file} and in {path}')
-          stored[name] = Stored(path, name, tuple(piece.get_shape()),
-                                piece.get_dtype())
+          piece, known = opened.get_slice(name), hf_names.canonical(name)
+          if known in stored:
+            raise ValueError(f'{name} stands in {stored[known].file} and in {path}')
+          stored[known] = Stored(path, name, tuple(piece.get_shape()),
+                                 piece.get_dtype())
     except safetensors.SafetensorError as error:
       raise ValueError(f'{path} is damaged or cut short: {error}') from error
   if hf_names.EMBEDDING not in stored:

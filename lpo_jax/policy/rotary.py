@@ -46,6 +46,27 @@ def angles(positions: Array, config: PolicyConfig,
   return jnp.cos(angle), jnp.sin(angle)
 
 
+def sectioned_angles(positions: Array, config: PolicyConfig,
+                     limit: int | None = None) -> tuple[Array, Array]:
+  """Return cos and sin of three-part positions, f32[..., head_dim / 2].
+
+  Of a head's pairs the first `rope_sections[0]` turn by the frame, the next by the row,
+  the rest by the column (Qwen2-VL, arXiv:2409.12191).
+
+  Args:
+    positions: i32[3, ...].
+    config: of the policy.
+    limit: see `angles`.
+  """
+  def choose(x):
+    cuts = np.cumsum(config.rope_sections)[:-1].tolist()
+    return jnp.concatenate([part[i] for i, part in enumerate(
+      jnp.split(x, cuts, axis=-1))], axis=-1)
+
+  cos, sin = angles(positions, config, limit)
+  return choose(cos), choose(sin)
+
+
 def rotate(x: Array, cos: Array, sin: Array) -> Array:
   """Rotate x [..., heads, d] by angles [..., d / 2], halves paired (GPT-NeoX form)."""
   a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)

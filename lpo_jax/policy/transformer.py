@@ -17,117 +17,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lpo_jax import sharding
-from lpo_jax.policy import attention, blockwise, flash, kv, linear, norm, rotary
+from lpo_jax.policy import block, kv, norm, rotary, vision
 from lpo_jax.policy.config import PolicyConfig
-from lpo_jax.types import Array
-
-
-class Block(nnx.Module):
-  """One layer: attention, then SwiGLU, each behind an RMSNorm."""
-
-  def __init__(self, config: PolicyConfig, key: Array):
-    keys = iter(jax.random.split(key, 7))
-    dtype = jnp.dtype(config.param_dtype)
-
-    def matrix(rows, columns, scale=1.0):
-      std = 0.02 * scale
-      return nnx.Param(std * jax.random.normal(next(keys), (rows, columns), dtype))
-
-    width, head = config.width, config.head_dim
-    depth_scale = (2 * config.layers) ** -0.5  # residual branches (GPT-2)
-    self.attention_norm = nnx.Param(jnp.ones(width, dtype))
-    self.query = matrix(width, config.heads * head)
-    self.key = matrix(width, config.kv_heads * head)
-    self.value = matrix(width, config.kv_heads * head)
-    self.out = matrix(config.heads * head, width, depth_scale)
-    self.mlp_norm = nnx.Param(jnp.ones(width, dtype))
-    self.gate = matrix(width, config.mlp_width)
-    self.up = matrix(width, config.mlp_width)
-    self.down = matrix(config.mlp_width, width, depth_scale)
-    if config.qkv_bias:
-      self.query_bias = nnx.Param(jnp.zeros(config.heads * head, dtype))
-      self.key_bias = nnx.Param(jnp.zeros(config.kv_heads * head, dtype))
-      self.value_bias = nnx.Param(jnp.zeros(config.kv_heads * head, dtype))
-    if config.qk_norm:
-      self.query_norm = nnx.Param(jnp.ones(head, dtype))
-      self.key_norm = nnx.Param(jnp.ones(head, dtype))
-    for i, name in enumerate(config.lora.targets if config.lora else ()):
-      rows, columns = config.matrix_shapes[name]
-      down = jax.random.uniform(jax.random.fold_in(key, i), (rows, config.lora.rank),
-                                minval=-rows ** -0.5, maxval=rows ** -0.5)
-      setattr(self, f'{name}_lora_a', nnx.Param(down))
-      setattr(self, f'{name}_lora_b', nnx.Param(jnp.zeros((config.lora.rank, columns))))
-    self.config = config
-
-  def __call__(self, x: Array, rope: tuple, mask: Array, prompt=None, cache=None,
-               length=0):
-    """Run the layer on x [B, K, N, D].
-
-    Args:
-      x: [B, K, N, D] residual stream.
-      rope: (cos, sin), f32[B, 1 or K, N, head_dim / 2].
-      mask: without a cache, bool[B, 1 or K, N], which of the N tokens are real; with
-        one, bool broadcastable to [B, K, N, S], which slots each token sees.
-      prompt: its keys, values [B, Hkv, P, d] and mask: bool[B, P] without a cache,
-        bool broadcastable to [B, K, N, P] with one; None for no prompt.
-      cache: this layer's Slots with the earlier tokens, or None.
-      length: filled slots of the cache.
-
-    Returns:
-      x [B, K, N, D] and the N tokens' keys and values [B, K, Hkv, N, d], or the cache
-      with them written at `length`.
-    """
-    queries, keys, values = self._project(self._norm(x, self.attention_norm), rope)
-    if cache is None:
-      prompt = prompt and blockwise.Keys(*prompt)
-      mixed = flash.attend(self.config.attention, queries,
-                           blockwise.Keys(keys, values, mask), prompt,
-                           window=self.config.sliding_window)
-    else:  # written before it is read, so that it is not copied
-      new = kv.Slots(jnp.swapaxes(keys, 3, 4), values)
-      keys, values = kv.Slots(*(
-        jax.lax.dynamic_update_slice_in_dim(old, x.astype(old.dtype), length, axis)
-        for old, x, axis in zip(cache, new, (4, 3), strict=True)))
-      parts = (attention.Part(*prompt), attention.Part(keys, values, mask))
-      mixed = attention.attend(queries, parts)
-    mixed = mixed.reshape(*x.shape[:-1], -1)
-    x = x + self._linear('out', mixed)
-    y = self._norm(x, self.mlp_norm)
-    gate = jax.nn.silu(self._linear('gate', y))
-    x = x + self._linear('down', gate * self._linear('up', y))
-    kept = (keys, values) if cache is None else kv.Slots(keys, values)
-    return sharding.constrain_residual(x, self.config.sequence_sharding), kept
-
-  def _linear(self, name: str, x: Array) -> Array:
-    """Return x W, and what the adapter of W adds."""
-    y = linear.linear(x, getattr(self, name)[...])
-    lora = self.config.lora
-    if lora is None or name not in lora.targets:
-      return y
-    inner = linear.linear(x, getattr(self, f'{name}_lora_a')[...])
-    return y + linear.linear(lora.scale * inner, getattr(self, f'{name}_lora_b')[...])
-
-  def _norm(self, x: Array, weight: nnx.Param) -> Array:
-    return norm.rms_norm(x, weight[...], self.config.norm_eps)
-
-  def _project(self, y: Array, rope: tuple) -> tuple[Array, Array, Array]:
-    """Return rotated queries [B,K,N,Hkv,G,d], rotated keys and values [B,K,Hkv,N,d]."""
-    config = self.config
-    heads = {}
-    for name in ('query', 'key', 'value'):
-      z = self._linear(name, y)
-      if config.qkv_bias:
-        bias = getattr(self, f'{name}_bias')[...].astype(y.dtype)
-        z = z + _along_last(bias, z.ndim)
-      z = z.reshape(*y.shape[:-1], -1, config.head_dim)
-      if name != 'value':
-        if config.qk_norm:
-          z = self._norm(z, getattr(self, f'{name}_norm'))
-        z = rotary.rotate(z, *rope)
-      heads[name] = z
-    queries = heads['query'].reshape(*y.shape[:-1], config.kv_heads, -1,
-                                     config.head_dim)
-    return queries, jnp.swapaxes(heads['key'], 2, 3), jnp.swapaxes(heads['value'], 2, 3)
+from lpo_jax.types import Array, Images
 
 
 class Policy(nnx.Module):
@@ -139,12 +31,15 @@ class Policy(nnx.Module):
     dtype = jnp.dtype(config.param_dtype)
     shape = (config.vocab_size, config.width)
     self.embedding = nnx.Param(0.02 * jax.random.normal(keys[0], shape, dtype))
-    self.blocks = jax.vmap(lambda k: Block(config, k))(
+    self.blocks = jax.vmap(lambda k: block.Block(config, k))(
       jax.random.split(keys[1], config.layers))
     self.final_norm = nnx.Param(jnp.ones(config.width, dtype))
     if not config.tied_embeddings:
       self.unembedding = nnx.Param(
         0.02 * jax.random.normal(keys[2], shape[::-1], dtype))
+    if config.vision is not None:
+      self.vision = vision.Tower(config.vision, config.width, dtype,
+                                 jax.random.fold_in(key, 3))
     self.config = config
 
   def __call__(self, tokens: Array, positions: Array, mask: Array,
@@ -153,35 +48,67 @@ class Policy(nnx.Module):
 
     Args:
       tokens: i32[B, T].
-      positions: i32[B, T], 0 at each row's first real token.
+      positions: i32[B, T], 0 at each row's first real token; or i32[3, B, T], see
+        `vision.positions`.
       mask: bool[B, T], False on padding, left or right.
-      images: must be None; this policy has no vision tower.
+      images: None, or patches f32[patches, patch_dim] and grids i32[images, 3] of the
+        images of all rows, one after the other.
 
     Raises:
-      ValueError: if images are given.
+      ValueError: images, or three-part positions, for a policy that reads text only;
+        or images whose tokens do not match those in `tokens`.
     """
+    if positions.ndim == 3:
+      self._require_vision('positions [3, B, T]')
+      rope = rotary.sectioned_angles(positions[:, :, None], self.config)
+    else:
+      rope = rotary.angles(positions[:, None], self.config)
+    features = None
     if images is not None:
-      raise ValueError('this policy reads text only: images must be None')
-    rope = rotary.angles(positions[:, None], self.config)
-    hidden, _ = self._forward(tokens[:, None], rope, mask[:, None], None, None)
+      self._require_vision('images')
+      features = self._features_by_row(tokens, mask, *images)
+    hidden, _ = self._forward(tokens[:, None], rope, mask[:, None], None, None,
+                              features)
     return self.logits(hidden[:, 0])
 
-  def prefill(self, tokens: Array, mask: Array) -> tuple[Array, kv.Prompt]:
+  def encode(self, images: Images) -> Images:
+    """Return images with their tokens' vectors, [B, M / m^2, D], instead of patches.
+
+    As they are if they have been encoded.
+    """
+    if images.features is not None:
+      return images
+    features = self.vision(images.patches, images.grid, jnp.dtype(self.config.dtype))
+    return Images(images.grid, None, features)
+
+  def prefill(self, tokens: Array, mask: Array,
+              images: Images | None = None) -> tuple[Array, kv.Prompt]:
     """Run left-padded prompts once.
 
     Args:
       tokens: i32[B, P].
       mask: bool[B, P], False on the left padding.
+      images: of the B prompts; None for text only.
 
     Returns:
       The last position's output [B, D], which predicts the first response token, and
       the Prompt that responses attend to.
     """
-    positions = jnp.maximum(jnp.cumsum(mask, axis=-1) - 1, 0)
-    rope = rotary.angles(positions[:, None], self.config, limit=tokens.shape[1])
-    hidden, layers = self._forward(tokens[:, None], rope, mask[:, None], None, None)
+    if images is None:
+      features = None
+      positions = jnp.maximum(jnp.cumsum(mask, axis=-1) - 1, 0)
+      rope = rotary.angles(positions[:, None], self.config, limit=tokens.shape[1])
+    else:
+      self._require_vision('images')
+      features = self.encode(images).features
+      positions = vision.positions(tokens, mask, images.grid, self.config.vision)
+      rope = rotary.sectioned_angles(positions[:, :, None], self.config,
+                                     limit=tokens.shape[1])
+    hidden, layers = self._forward(tokens[:, None], rope, mask[:, None], None, None,
+                                   features)
     layers = jax.tree.map(lambda kv: jnp.squeeze(kv, -4), layers)  # drop K = 1
-    return hidden[:, 0, -1], kv.Prompt(layers, mask)
+    last = jnp.max(positions.reshape(-1, *tokens.shape), axis=(0, 2))
+    return hidden[:, 0, -1], kv.Prompt(layers, mask, last + 1)
 
   def extend(self, tokens: Array, prompt: kv.Prompt, cache: kv.Cache | None = None):
     """Run N more tokens of each of the K responses to each prompt.
@@ -196,8 +123,7 @@ class Policy(nnx.Module):
     """
     width = tokens.shape[-1]
     slots = width if cache is None else cache.slots
-    start = jnp.sum(prompt.mask, axis=-1)[:, None, None]  # each prompt's length
-    start = start + (0 if cache is None else cache.length)
+    start = prompt.next[:, None, None] + (0 if cache is None else cache.length)
     positions = start + jnp.arange(width)[None, None]  # the same for all K
     rope = rotary.angles(positions, self.config, limit=prompt.mask.shape[-1] + slots)
     mask = jnp.ones((1, 1, width), bool)
@@ -228,10 +154,31 @@ class Policy(nnx.Module):
       for i in range(self.config.layers)))
     return policy
 
-  def _forward(self, tokens, rope, mask, prompt, cache):
+  def _require_vision(self, what: str) -> None:
+    if self.config.vision is None:
+      raise ValueError(f'{what} given to a policy that reads text only')
+
+  def _features_by_row(self, tokens, mask, patches, grid):
+    """Return the vectors of all rows' images as [B, T, D], each row's at its start."""
+    here = mask & (tokens == self.config.vision.image_token)
+    counts = [here, grid]
+    if not any(isinstance(x, jax.core.Tracer) for x in counts):
+      wanted = int(jnp.sum(jnp.prod(grid, axis=-1))) // self.config.vision.unit
+      if int(jnp.sum(here)) != wanted:
+        raise ValueError(f'tokens hold {int(jnp.sum(here))} image tokens, but the '
+                         f'images are {wanted}')
+    features = self.vision(patches[None], grid[None], jnp.dtype(self.config.dtype))[0]
+    counts = jnp.sum(here, axis=-1)
+    index = (jnp.cumsum(counts) - counts)[:, None] + jnp.arange(tokens.shape[1])[None]
+    return features[jnp.minimum(index, features.shape[0] - 1)]
+
+  def _forward(self, tokens, rope, mask, prompt, cache, features=None):
     """Return outputs [B, K, N, D] and every layer's (keys, values)."""
     config = self.config
     x = sharding.lookup(self.embedding[...].astype(config.dtype), tokens)
+    if features is not None:  # K = 1
+      here = mask & (tokens == config.vision.image_token)
+      x = vision.insert(x[:, 0], here[:, 0], features)[:, None]
     x = sharding.constrain_residual(x, config.sequence_sharding)
     length = 0 if cache is None else cache.length
     prompt_mask = prompt and prompt.mask
@@ -249,11 +196,6 @@ class Policy(nnx.Module):
     x, layers = _each_layer(_remat(body, config.remat), blocks, x,
                             prompt and prompt.layers, cache and cache.layers)
     return norm.rms_norm(x, self.final_norm[...], config.norm_eps), layers
-
-
-def _along_last(vector: Array, ndim: int) -> Array:
-  """Return a vector as the last of `ndim` axes."""
-  return vector.reshape((1,) * (ndim - 1) + vector.shape)
 
 
 def _each_layer(body, blocks, x, prompt, cache):

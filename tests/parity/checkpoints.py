@@ -108,8 +108,7 @@ def tensors(hf: dict, seed: str = '') -> dict[str, np.ndarray]:
     if hf['model_type'] == 'qwen3':
       layer |= {'self_attn.q_norm.weight': (head,), 'self_attn.k_norm.weight': (head,)}
     shapes |= {f'model.layers.{i}.{name}': shape for name, shape in layer.items()}
-  dtype = np.dtype(ml_dtypes.bfloat16 if _dtype(hf) == 'bfloat16' else _dtype(hf))
-  return {name: _draw(f'{seed}{name}', shape).astype(dtype)
+  return {name: draw(f'{seed}{name}', shape).astype(dtype_of(hf))
           for name, shape in shapes.items()}
 
 
@@ -155,11 +154,14 @@ def batch(padding: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   return tokens.astype(np.int32), positions.astype(np.int32), mask
 
 
-def _dtype(hf: dict) -> str:
-  return hf.get('dtype') or hf.get('torch_dtype') or 'float32'
+def dtype_of(hf: dict) -> np.dtype:
+  """Return the dtype that a config.json names."""
+  name = hf.get('dtype') or hf.get('torch_dtype') or 'float32'
+  return np.dtype(ml_dtypes.bfloat16 if name == 'bfloat16' else name)
 
 
-def _draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
+def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
+  """Return numbers that are a function of name and shape, fit for a layer."""
   rng = np.random.default_rng(zlib.crc32(name.encode()))
   if 'norm' in name:
     return 1 + 0.2 * rng.normal(size=shape)
