@@ -107,7 +107,8 @@ class _Tensor(NamedTuple):
     if jax.process_count() > 1:
       array = multihost_utils.process_allgather(array, tiled=True)
     array = np.asarray(jax.device_get(array))
-    return np.ascontiguousarray(self.parameter.given(array))
+    return np.ascontiguousarray(hf_names.turned(array, self.parameter.transposed,
+                                                self.shape))
 
 
 @jax.jit

@@ -73,17 +73,13 @@ class Parameter(NamedTuple):
     """Return whether axes are cut or merged, besides being transposed."""
     return len(self.ours) != len(self.shape)
 
-  def taken(self, stored):
-    """Return a tensor as it stands here, from how it is stored."""
-    if self.transposed:
-      stored = stored.reshape(stored.shape[0], -1).T
-    return stored.reshape(self.ours)
 
-  def given(self, ours):
-    """Return a tensor as it is stored, from how it stands here."""
-    if self.transposed:
-      ours = ours.reshape(ours.shape[0], -1).T
-    return ours.reshape(self.shape)
+
+def turned(tensor, transposed: bool, shape: tuple[int, ...]):
+  """Return a tensor as it stands on the other side: here, or where it is stored."""
+  if transposed:
+    tensor = tensor.reshape(tensor.shape[0], -1).T
+  return tensor.reshape(shape)
 
 
 def is_buffer(tensor: str) -> bool:

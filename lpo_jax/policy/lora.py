@@ -1,11 +1,12 @@
-"""Low-rank adapters (LoRA, arXiv:2106.09685): train a few percent of the parameters.
+"""What of a policy is trained; low-rank adapters (LoRA, arXiv:2106.09685).
 
   y = x W + alpha / r (x A) B,    A [D, r] uniform, B [r, F] zero at the start
 
 A policy with adapters is a policy like any other: A and B stand in its blocks, beside
 the matrix they correct, and sampler and learner apply them by the same products. What
 is trained is cut out of the tree by `split`: gradients, their sums and the optimiser's
-moments exist for that part alone, and the frozen base is only read.
+moments exist for that part alone, and the frozen base is only read. So it is with a
+frozen vision tower.
 """
 
 import dataclasses
@@ -21,14 +22,18 @@ from lpo_jax.types import Array
 def split(policy):
   """Return (trained, frozen): the policy twice, None where the other has the leaf.
 
-  Trained are the adapters; everything, in a tree without adapters.
+  Trained are the adapters; without adapters everything, but a frozen vision tower.
   """
-  names = jax.tree.leaves(jax.tree_util.tree_map_with_path(_is_adapter, policy))
-  every = not any(names)
+  vision = policy.config.vision
+
+  def is_trained(path) -> bool:
+    if policy.config.lora is not None:
+      return _is_adapter(path)
+    return vision is None or not vision.frozen or not is_vision(path)
 
   def cut(wanted):
     return jax.tree_util.tree_map_with_path(
-      lambda path, x: x if (every or _is_adapter(path)) == wanted else None, policy)
+      lambda path, x: x if is_trained(path) == wanted else None, policy)
 
   return cut(True), cut(False)
 
@@ -75,7 +80,12 @@ def merge(weight: Array, down: Array, up: Array, scale: float) -> Array:
   return (weight.astype(jnp.float32) + scale * change).astype(weight.dtype)
 
 
-def _is_adapter(path, _=None) -> bool:
+def is_vision(path) -> bool:
+  """Return whether a leaf's path in a policy leads into its vision tower."""
+  return getattr(path[0], 'name', None) == 'vision'
+
+
+def _is_adapter(path) -> bool:
   return '_lora_' in jax.tree_util.keystr(path)
 
 

@@ -146,12 +146,12 @@ def _load_whole(parameter, stored, leaf, place) -> jax.Array:
   if tensor.dtype == leaf.dtype and tensor.shape == leaf.shape and (
       not parameter.transposed):
     return tensor
-  return _converter(place, leaf.dtype, parameter.taken)(tensor)
+  return _converter(place, leaf.dtype, parameter.transposed, leaf.shape)(tensor)
 
 
 def _load_stacked(parameter, stored, leaf, place) -> jax.Array:
   """Return a stacked parameter, its layers written one after the other."""
-  write = _writer(place, parameter._replace(tensors=()).taken)
+  write = _writer(place, parameter.transposed)
   spec = jax.sharding.PartitionSpec(*place.spec[1:])
   stack = jnp.zeros(leaf.shape, leaf.dtype, device=place)
   for layer, name in enumerate(parameter.tensors):
@@ -161,14 +161,15 @@ def _load_stacked(parameter, stored, leaf, place) -> jax.Array:
 
 
 @functools.cache
-def _converter(place: jax.sharding.NamedSharding, dtype, taken):
-  return jax.jit(lambda x: taken(x).astype(dtype), out_shardings=place)
+def _converter(place: jax.sharding.NamedSharding, dtype, transposed: bool, shape):
+  return jax.jit(lambda x: hf_names.turned(x, transposed, shape).astype(dtype),
+                 out_shardings=place)
 
 
 @functools.cache
-def _writer(place: jax.sharding.NamedSharding, taken):
+def _writer(place: jax.sharding.NamedSharding, transposed: bool):
   def write(stack, tensor, layer):
-    tensor = taken(tensor).astype(stack.dtype)
+    tensor = hf_names.turned(tensor, transposed, stack.shape[1:]).astype(stack.dtype)
     return jax.lax.dynamic_update_index_in_dim(stack, tensor, layer, 0)
 
   return jax.jit(write, donate_argnums=0, out_shardings=place)
