@@ -150,8 +150,8 @@ def _line(policy: str, row: dict) -> str:
   sample = spent['prefill'] + spent['decode']
   trained = f'LoRA {row["rank"]}' if row['rank'] else 'all'
   return (f'| {policy} | {fits} | {trained} | {row["at_once"]} | '
-          f'{row["total"] / GIB:.1f} | {row["phase"]} | {sample:.1f} | {spent["update"]:.1f} | '
-          f'{spent["step"]:.1f} | {row["how"]} |')
+          f'{row["total"] / GIB:.1f} | {row["phase"]} | {sample:.1f} | '
+          f'{spent["update"]:.1f} | {spent["step"]:.1f} | {row["how"]} |')
 
 
 _HEAD = f'''# What fits where
