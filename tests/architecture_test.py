@@ -21,7 +21,7 @@ LAYERS = (
   {'types'},
   {'simplex', 'baselines'},
   {
-    'objective', 'sequence', 'sharding', 'optimizer', 'tokenizer', 'metrics', 'phases',
+    'exact', 'objective', 'sequence', 'sharding', 'optimizer', 'tokenizer', 'metrics', 'phases',
     'manifest', 'hardware', 'allocator', 'hosts', 'hub',
   },
   {'sampler', 'compaction', 'tasks', 'policy'},
