@@ -95,7 +95,8 @@ def test_pinsker_bounds_the_projection_error_by_either_divergence():
   world = WORLDS['contexts']
   before = start(world)
   log_target = improvement.targets(world, before, TAU)
-  logits, _ = improvement.descend(world, before, log_target, simplex.forward_kl, 0.3, 20)
+  logits, _ = improvement.descend(world, before, log_target, simplex.forward_kl, 0.3,
+                                  20)
   for scores, target in zip(worlds.log_probs(world, logits), log_target, strict=True):
     least = min(simplex.forward_kl(scores, target), simplex.reverse_kl(scores, target))
     assert 0.01 < geometry.total_variation(scores, target) <= math.sqrt(least / 2)

@@ -50,7 +50,7 @@ def chances(groups: np.ndarray, log_p: Array) -> Array:
 
 
 def spread(groups: np.ndarray, weights: Array, responses: int) -> Array:
-  """Return f[groups, Y]: what each group's weights f[groups, K] put on each response."""
+  """Return f[groups, Y], what each group's weights f[groups, K] put where."""
   return jnp.sum(jax.nn.one_hot(groups, responses) * weights[..., None], axis=1)
 
 

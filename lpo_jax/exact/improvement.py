@@ -8,6 +8,7 @@ On the full space a response's score is log pi itself: it differs from the log-r
 any fixed distribution by what the target has in it as well.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -31,6 +32,7 @@ def targets(world: worlds.World, logits: Array, temperature: Array) -> Array:
                                    worlds.log_probs(world, logits))
 
 
+@functools.partial(jax.jit, static_argnames='world')
 def project(world: worlds.World, logits: Array, temperature: Array) -> Array:
   """Return the logits of the policy that is the target: one exact update."""
   return worlds.represent(world, targets(world, logits, temperature))
@@ -42,6 +44,7 @@ def after(world: worlds.World, logits: Array, temperature: Array, steps: int) ->
   return jax.nn.log_softmax(worlds.log_probs(world, logits) + tilt, axis=1)
 
 
+@functools.partial(jax.jit, static_argnames=('world', 'divergence', 'steps'))
 def descend(world: worlds.World, logits: Array, log_target: Array,
             divergence: Callable[[Array, Array], Array], learning_rate: float,
             steps: int) -> tuple[Array, Array]:
