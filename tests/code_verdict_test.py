@@ -9,7 +9,7 @@ import time
 import pytest
 
 from lpo_jax import tasks
-from lpo_jax.tasks import code
+from lpo_jax.tasks import code_verdict as code
 from lpo_jax.tasks import sandbox as sandboxes
 
 _ROWS = [json.loads(line) for line in (
