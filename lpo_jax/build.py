@@ -5,6 +5,7 @@ plain arguments or the frozen records made here.
 """
 
 import dataclasses
+import re
 from typing import Any
 
 import jax
@@ -38,7 +39,7 @@ class Parts:
   task: Any
   tokenizer: Any
   train_problems: Any
-  eval_sets: dict[str, Any]  # name -> held-out problems
+  eval_sets: dict[str, Any]  # name -> tasks.base.EvalSet
   sampling: rollout.SamplingConfig
   eval_sampling: rollout.SamplingConfig
   objective: objective.ObjectiveConfig
@@ -59,9 +60,9 @@ def build(config) -> Parts:
   tokenizer = _tokenizer(config, parts.weights, parts.policy_config.vocab_size)
   task = tasks.get(config.task.name, **config.task.options)
   train_problems = task.problems('train')
-  eval_sets = {name: problems[:config.eval.problems]
-               for name, problems in task.eval_sets().items()}
-  for problems in (*eval_sets.values(), train_problems[:CHECKED]):  # or raise, now
+  eval_sets = _eval_sets(config, task)
+  for problems in (*(held_out.problems for held_out in eval_sets.values()),
+                   train_problems[:CHECKED]):  # or raise, now
     rollout.encode(problems, tokenizer, parts.sampling.prompt_buckets)
   return dataclasses.replace(parts, task=task, tokenizer=tokenizer,
                              train_problems=train_problems, eval_sets=eval_sets)
@@ -109,6 +110,25 @@ def plan(config, mesh=None) -> Parts:
     objective=objective_config, optimizer=_optimizer(config),
     warmstart=_warmstart(config), update=updating, mesh=mesh,
     attention=attention)
+
+
+def _eval_sets(config, task) -> dict[str, tasks.base.EvalSet]:
+  """Return the task's held-out sets, each of at most `eval.problems`."""
+  found = {}
+  for name, held_out in task.eval_sets().items():
+    problems = held_out.problems[:config.eval.problems]
+    if name == 'average' or not re.fullmatch(r'[\w.-]+', name) or not len(problems):
+      raise ValueError(f'evaluation set {name!r} of {len(problems)} problems: a set '
+                       "needs problems, and a name of letters, digits, '_', '.' and "
+                       "'-' other than 'average'")
+    if held_out.samples is not None and held_out.samples < 1:
+      raise ValueError(f'evaluation set {name!r} has samples={held_out.samples}: must '
+                       'be at least 1')
+    if held_out.temperature is not None and held_out.temperature < 0:
+      raise ValueError(f'evaluation set {name!r} has temperature='
+                       f'{held_out.temperature}: must be at least 0')
+    found[name] = dataclasses.replace(held_out, problems=problems)
+  return found
 
 
 def setting(parts: Parts, prompts: int) -> roofline.Setting:

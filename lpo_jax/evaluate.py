@@ -120,11 +120,21 @@ def evaluate(policy: policies.Policy, problems: Sequence[Problem],
   return result
 
 
-def evaluate_sets(policy: policies.Policy, sets: dict[str, Sequence[Problem]], *args,
-                  **kwargs) -> dict[str, dict[str, float]]:
+def evaluate_sets(policy: policies.Policy, sets: dict[str, tasks.base.EvalSet],
+                  task: tasks.base.Task, tokenizer: tokenizers.Tokenizer,
+                  key: jax.Array, sampling: rollout.SamplingConfig, config: EvalConfig,
+                  mesh: jax.sharding.Mesh, mean_at: Sequence[int] = (),
+                  ) -> dict[str, dict[str, float]]:
   """Return set -> what `evaluate` says of it, and `average` if there are several."""
-  found = {name: evaluate(policy, problems, *args, name=name, **kwargs)
-           for name, problems in sets.items()}
+  found = {}
+  for name, held_out in sets.items():
+    chosen, measured = sampling, config
+    if held_out.temperature is not None:
+      chosen = dataclasses.replace(sampling, temperature=held_out.temperature)
+    if held_out.samples is not None:
+      measured = dataclasses.replace(config, samples=held_out.samples)
+    found[name] = evaluate(policy, held_out.problems, task, tokenizer, key, chosen,
+                           measured, mesh, mean_at, name)
   return found | {'average': average(found)} if len(found) > 1 else found
 
 

@@ -167,15 +167,15 @@ SETS = {'cd34': (3, 4), 'cd4': (4, 4)}
 
 def test_evaluation_sets_are_drawn_by_their_counts():
   task = tasks.get('countdown', max_numbers=4, test_size=40, sets=SETS)
-  sets = task.eval_sets()
-  assert {name: len(held_out.problems) for name, held_out in sets.items()} == {
+  sets = {name: held_out.problems for name, held_out in task.eval_sets().items()}
+  assert {name: len(problems) for name, problems in sets.items()} == {
     'cd34': 40, 'cd4': 40}
-  counts = {name: {len(problem.answer['numbers']) for problem in held_out.problems}
-            for name, held_out in sets.items()}
+  counts = {name: {len(problem.answer['numbers']) for problem in problems}
+            for name, problems in sets.items()}
   assert counts == {'cd34': {3, 4}, 'cd4': {4}}
-  for held_out in sets.values():
+  for problems in sets.values():
     assert all(countdown_problems.is_held_out(p.answer['numbers'], p.answer['target'])
-               for p in held_out.problems)
+               for p in problems)
   assert tasks.get('countdown').eval_sets().keys() == {'countdown'}
 
 
@@ -224,6 +224,6 @@ def test_a_folders_own_file_of_a_set_is_taken_else_its_test_file(tmp_path):
     (tmp_path / f'{name}.jsonl').write_text(
       json.dumps({'nums': numbers, 'target': 6}) + '\n')
   sets = tasks.get('countdown', path=str(tmp_path), sets=SETS).eval_sets()
-  found = {name: held_out.problems[0].answer['numbers']
-           for name, held_out in sets.items()}
-  assert found == {'cd34': [1, 2, 3], 'cd4': [1, 2, 3, 4]}
+  assert {name: held_out.problems[0].answer['numbers']
+          for name, held_out in sets.items()} == {
+            'cd34': [1, 2, 3], 'cd4': [1, 2, 3, 4]}
