@@ -23,14 +23,14 @@ LAYERS = (
   {'simplex', 'baselines'},
   {
     'objective', 'sequence', 'sharding', 'optimizer', 'tokenizer', 'metrics', 'phases',
-    'manifest', 'hardware', 'allocator', 'hosts', 'hub',
+    'manifest', 'hardware', 'allocator', 'hosts', 'hub', 'rewards',
   },
   {'sampler', 'compaction', 'tasks', 'policy'},
   {
     'evaluate', 'rollout', 'update', 'microbatch', 'warmstart', 'checkpoint', 'curves',
     'workdir', 'roofline', 'knobs',
   },
-  {'build', 'briefing', 'programs', 'origin'},
+  {'build', 'checks', 'briefing', 'programs', 'origin'},
   {'train', 'ahead'},
   {'main', 'report', 'view'},
 )  # fmt: skip
@@ -43,6 +43,7 @@ SIDEWAYS = {
   ('sampler', 'compaction'),
   ('compaction', 'policy'),
   ('briefing', 'build'),
+  ('build', 'checks'),
   ('programs', 'build'),
   ('origin', 'build'),
   ('origin', 'programs'),

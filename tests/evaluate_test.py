@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from lpo_jax import evaluate, rollout, sampler, sharding
+from lpo_jax import evaluate, rollout, sampler, sharding, tasks
 from lpo_jax.types import Problem, Rollouts
 
 _WIDTH, _STOP, _SAMPLES = 5, 9, 6
@@ -66,7 +66,7 @@ class _Tokenizer:
     return ' '.join(map(str, ids))
 
 
-class _Task:
+class _Task(tasks.base.Task):
   """Right when the first token is the problem's answer; partly right when the next."""
 
   name = 'fake'

@@ -15,7 +15,7 @@ _CONFIG = rollout.SamplingConfig(samples_per_prompt=3, max_new_tokens=6, chunk=8
                                  prompt_buckets=(8, 16), unroll=False)
 
 
-class _Task:
+class _Task(tasks.base.Task):
   """Gives each text the reward that it spells."""
 
   name = 'fake'

@@ -57,7 +57,7 @@ class Task(Protocol):
     """Return the reward in [0, 1]; never raises on a response's content."""
     ...
 
-  def open(self, workers: int, deadline_s: float) -> None:
+  def start(self, workers: int, deadline_s: float) -> None:
     """Start what `submit` needs, before anything is compiled.
 
     Args:
@@ -68,8 +68,8 @@ class Task(Protocol):
       ValueError: verdicts cannot be given on this machine; says the remedy.
     """
 
-  def close(self) -> None:
-    """End what `open` started."""
+  def stop(self) -> None:
+    """End what `start` started."""
 
   def submit(self, problems: Sequence[Problem], texts: Sequence[Sequence[str]],
              ) -> Callable[[], grading.Verdicts]:

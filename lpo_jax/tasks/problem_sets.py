@@ -214,8 +214,8 @@ class Task(base.Task):
       raise ValueError(f'every training problem of {loaded.place.place!r} is longer '
                        'than the largest bucket: raise sampling.prompt_buckets')
 
-  def open(self, workers: int, deadline_s: float) -> None:
-    """Start the pool; see `base.Task.open`."""
+  def start(self, workers: int, deadline_s: float) -> None:
+    """Start the pool; see `base.Task.start`."""
     function, options = self.pooled()
     try:
       self._grader = grading.Grader(function, options=options, workers=workers,
@@ -223,7 +223,7 @@ class Task(base.Task):
     except RuntimeError as error:
       raise ValueError(str(error)) from error
 
-  def close(self) -> None:
+  def stop(self) -> None:
     """End the pool."""
     if self._grader is not None:
       self._grader.close()
