@@ -40,6 +40,7 @@ def reasoning(config, backbone: str):
   """Set what mathematics and programs share: 256 prompts, responses of 4096 tokens."""
   setting(config, backbone)
   config.prompts_per_step = 256  # in minibatches of 128
+  config.micro_prompts = 2
   config.sampling.max_new_tokens = 4096
   config.sampling.prompts_at_once = 32  # graded while the next ones decode
   config.sampling.prompt_buckets = (256, 512, 1024, 2048)

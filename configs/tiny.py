@@ -13,7 +13,7 @@ def setting(config, task: str, new_tokens: int, buckets: tuple[int, ...]):
                              evals=(f'{task}_sample={SAMPLES}/{task}_test.jsonl',))
   config.policy.name = 'bytes_tiny'
   config.policy.tokenizer = f'{SAMPLES}/bytes'
-  config.warmstart.update(steps=150, batch=16, warmup_steps=10, learning_rate=4e-3)
+  config.warmstart.update(steps=80, batch=16, warmup_steps=10, learning_rate=4e-3)
   config.num_steps = 4
   config.prompts_per_step = 8
   config.samples_per_prompt = 4
@@ -22,9 +22,9 @@ def setting(config, task: str, new_tokens: int, buckets: tuple[int, ...]):
   config.sampling.max_new_tokens = new_tokens
   config.sampling.prompt_buckets = buckets
   config.sampling.prompts_at_once = 4  # the first half is graded while the next decodes
-  config.sampling.chunk = 32
+  config.sampling.chunk = new_tokens
   config.objective.behavior = 'sampler'
-  config.optimizer.learning_rate = 1e-3
+  config.optimizer.learning_rate = 3e-4
   config.eval.update(every=2, problems=8, samples=4, final_samples=4, temperature=0.6)
   config.checkpoint.every = 2
   config.log.update(groups_every=2, groups=2)

@@ -86,9 +86,9 @@ def test_a_missing_library_is_named(library, name, tmp_path, monkeypatch):
 _LAYOUTS = {  # as the hub's sets have them -> config, split, the files in order
   'one file a split': (['README.md', 'train.jsonl', 'test.jsonl'], '', 'test',
                        ['test.jsonl']),
-  'shards': (['data/train-00001-of-00002.parquet', 'data/train-00000-of-00002.parquet',
-              'data/test-00000-of-00001.parquet'], '', 'train',
-             ['data/train-00000-of-00002.parquet', 'data/train-00001-of-00002.parquet']),
+  'shards': (['data/train-00001-of-00002.jsonl', 'data/train-00000-of-00002.jsonl',
+              'data/test-00000-of-00001.jsonl'], '', 'train',
+             ['data/train-00000-of-00002.jsonl', 'data/train-00001-of-00002.jsonl']),
   'configs': (['main/train-00000-of-00001.parquet', 'main/test-00000-of-00001.parquet',
                'socratic/test-00000-of-00001.parquet'], 'main', 'test',
               ['main/test-00000-of-00001.parquet']),
@@ -139,7 +139,7 @@ def test_a_place_that_is_none_is_named(place):
 
 
 @pytest.mark.parametrize(('text', 'message'), [
-  ('{"a": 1}\n{"a": \n', 'row 2 is no JSON'), ('{"a": 1}\n[1, 2]\n', r'row 2 .*object')])
+  ('{"a": 1}\n{"a": \n', 'row 2 is no JSON'), ('{"a": 1}\n[1]\n', r'row 2 .*object')])
 def test_a_damaged_row_is_named(text, message, tmp_path):
   (tmp_path / 'x.jsonl').write_text(text)
   with pytest.raises(ValueError, match=rf'x\.jsonl {message}'):
