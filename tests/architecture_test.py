@@ -27,9 +27,9 @@ LAYERS = (
   {'sampler', 'compaction', 'tasks', 'policy'},
   {
     'evaluate', 'rollout', 'update', 'microbatch', 'warmstart', 'checkpoint', 'curves',
-    'workdir', 'roofline', 'knobs',
+    'workdir', 'roofline', 'knobs', 'records',
   },
-  {'build', 'briefing', 'programs', 'origin'},
+  {'build', 'briefing', 'programs', 'origin', 'suites'},
   {'train', 'ahead'},
   {'main', 'report', 'view'},
 )  # fmt: skip
@@ -38,6 +38,9 @@ SIDEWAYS = {
   ('objective', 'sequence'),
   ('hosts', 'sharding'),
   ('sampler', 'policy'),
+  ('records', 'evaluate'),
+  ('records', 'rollout'),
+  ('suites', 'build'),
   ('knobs', 'roofline'),
   ('sampler', 'compaction'),
   ('compaction', 'policy'),
@@ -50,8 +53,8 @@ SIDEWAYS = {
 }
 TOOLS = {'main', 'train', 'report', 'view', 'ahead'}  # offline, and at the top
 FILES = TOOLS | {
-  'checkpoint', 'metrics', 'curves', 'workdir', 'tokenizer', 'policy.pretrained',
-  'policy.export',
+  'checkpoint', 'metrics', 'curves', 'workdir', 'records', 'tokenizer',
+  'policy.pretrained', 'policy.export',
 }
 EFFECTS = {  # what only some modules may do -> those modules, packages by name
   'print': TOOLS | {'tokenizer', 'hosts'},
