@@ -57,9 +57,10 @@ FILES = TOOLS | {
   'policy.pretrained', 'policy.export',
 }
 EFFECTS = {  # what only some modules may do -> those modules, packages by name
-  'print': TOOLS | {'tokenizer', 'hosts'},
+  'print': TOOLS | {'tokenizer', 'hosts', 'tasks.audit'},
   'log': TOOLS | {'checkpoint', 'metrics', 'phases', 'policy.pretrained', 'tasks'},
-  'write files': FILES | {'tasks.sandbox'},  # the room of a program, removed after it
+  'write files': FILES | {
+    'tasks.audit', 'tasks.sandbox'},  # the room of a program, removed after it
   'read files': FILES | {'tasks'},
 }
 UNTESTED = {'types', 'programs'}  # fields only; tested through train
