@@ -12,19 +12,17 @@ import dataclasses
 import re
 from collections import Counter
 from collections.abc import Sequence
-from typing import Protocol
 
 import jax
 import numpy as np
 
-from lpo_jax import hosts, rollout, tasks
 from lpo_jax import metrics as metrics_lib
+from lpo_jax import outcomes as outcomes_lib
 from lpo_jax import policy as policies
+from lpo_jax import rollout, tasks
 from lpo_jax import tokenizer as tokenizers
-from lpo_jax.types import Mean, Problem
 
 RIGHT = 1.0
-_COSTS = ('grading/queue_s',)  # of the machine, not of the policy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,30 +42,6 @@ class EvalConfig:
   def narrow(self) -> 'EvalConfig':
     """Return the same with n responses to each problem and no more."""
     return dataclasses.replace(self, drawn=0)
-
-
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-  """What became of one problem: an entry for each response."""
-
-  rewards: list[float]
-  votes: list[str | None]  # equal answers have equal keys; None: no answer was found
-  truncated: list[bool]  # it did not end by a stop token
-  lengths: list[int]  # tokens
-  responses: list[str] = dataclasses.field(default_factory=list)  # for records only
-
-
-class Records(Protocol):
-  """Where the outcomes of one set are kept; see `records.Records`."""
-
-  def kept(self) -> tuple[list[Outcome], dict[str, Mean]]:
-    """Return those of the first problems, from an evaluation cut short."""
-    ...
-
-  def add(self, problems: Sequence[Problem], outcomes: list[Outcome],
-          metrics: dict[str, Mean]) -> None:
-    """Keep those of the next problems."""
-    ...
 
 
 def held_out(task: tasks.base.Task, most: int) -> dict[str, tasks.base.EvalSet]:
@@ -143,7 +117,7 @@ def settings(asked: tasks.base.EvalSet, sampling: rollout.SamplingConfig,
 def evaluate(policy: policies.Policy, name: str, asked: tasks.base.EvalSet,
              task: tasks.base.Task, tokenizer: tokenizers.Tokenizer, key: jax.Array,
              sampling: rollout.SamplingConfig, config: EvalConfig,
-             mesh: jax.sharding.Mesh, records: Records | None = None,
+             mesh: jax.sharding.Mesh, records: outcomes_lib.Records | None = None,
              ) -> dict[str, float]:
   """Sample responses to every problem of a set and score them.
 
@@ -169,13 +143,18 @@ def evaluate(policy: policies.Policy, name: str, asked: tasks.base.EvalSet,
   """
   sampling, config = settings(asked, sampling, config)
   outcomes, metrics = ([], {}) if records is None else records.kept()
-  for start in range(len(outcomes), len(asked.problems), config.batch):
-    batch = list(asked.problems[start:start + config.batch])
-    found, more = _ask(policy, batch, start, task, tokenizer, key, sampling, config,
-                       mesh, with_texts=records is not None)
+  starts = range(len(outcomes), len(asked.problems), config.batch)
+  batches = [list(asked.problems[start:start + config.batch]) for start in starts]
+  waiting = (outcomes_lib.ask(
+    policy, batch, start, config.batch, config.responses, task, tokenizer, key,
+    sampling, mesh, records is not None)
+    for start, batch in zip(starts, batches, strict=True))
+  for batch, judged in zip(batches, outcomes_lib.one_behind(waiting), strict=True):
+    found, more = judged()
     if records is not None:
       records.add(batch, found, more)
-    outcomes, metrics = outcomes + found, metrics_lib.merge(metrics, more)
+    outcomes += [dataclasses.replace(outcome, responses=[]) for outcome in found]
+    metrics = metrics_lib.merge(metrics, more)
   numbers = {}
   for score, values in scores(outcomes, config).items():
     numbers[score] = float(values.mean())
@@ -187,7 +166,8 @@ def evaluate(policy: policies.Policy, name: str, asked: tasks.base.EvalSet,
   return {f'val/{name}/{key}': value for key, value in numbers.items()}
 
 
-def scores(outcomes: Sequence[Outcome], config: EvalConfig) -> dict[str, np.ndarray]:
+def scores(outcomes: Sequence[outcomes_lib.Outcome],
+           config: EvalConfig) -> dict[str, np.ndarray]:
   """Return score -> f64[problems]: mean@m and maj@m at n and at all drawn, pass@k.
 
   mean@m and maj@m are of the first m responses, pass@k is estimated from all.
@@ -208,7 +188,8 @@ def scores(outcomes: Sequence[Outcome], config: EvalConfig) -> dict[str, np.ndar
 def evaluate_sets(policy: policies.Policy, sets: dict[str, tasks.base.EvalSet],
                   task: tasks.base.Task, tokenizer: tokenizers.Tokenizer,
                   key: jax.Array, sampling: rollout.SamplingConfig, config: EvalConfig,
-                  mesh: jax.sharding.Mesh, records: dict[str, Records] | None = None,
+                  mesh: jax.sharding.Mesh,
+                  records: dict[str, outcomes_lib.Records] | None = None,
                   ) -> dict[str, dict[str, float]]:
   """Return set -> what `evaluate` says of it, and `average` if there are several.
 
@@ -248,40 +229,3 @@ def average(found: dict[str, dict[str, float]],
             else values.mean())
     result[f'val/average/{key}'] = float(mean)
   return result
-
-
-def _ask(policy, problems, start, task, tokenizer, key, sampling, config, mesh,
-         with_texts: bool) -> tuple[list[Outcome], dict[str, Mean]]:
-  """Return the outcomes of at most `config.batch` problems, on every process."""
-  short = config.batch - len(problems)  # filled up, so that one shape serves all
-  prompt, mask = rollout.encode(problems + problems[:1] * short, tokenizer,
-                                sampling.prompt_buckets)
-  row_ids = np.arange(start, start + config.batch, dtype=np.int32)
-  rows = hosts.own_rows(config.batch, mesh)
-  rows = rows[rows < len(problems)]
-  own = [problems[row] for row in rows]
-  texts, ended, lengths = ([[] for _ in own] for _ in range(3))
-  for index in range(-(-config.responses // sampling.samples_per_prompt)):
-    rollouts = hosts.local(
-      rollout.sample(policy, prompt, mask, jax.random.fold_in(key, index), sampling,
-                     tokenizer, mesh, row_ids), mesh)
-    for known, more in (
-        (texts, rollout.decode(rollouts, tokenizer)),
-        (ended, rollout.stopped(rollouts, tokenizer.stop_tokens).tolist()),
-        (lengths, jax.device_get(rollouts.response_mask).sum(axis=-1).tolist())):
-      for mine, its in zip(known, more, strict=False):
-        mine += its
-  count = config.responses
-  graded = rollout.grade(task, own, [mine[:count] for mine in texts])
-  parts = [
-    {'votes': [task.answer(problem, text) for text in mine],
-     'truncated': [not end for end in ends[:count]], 'lengths': sizes[:count]} |
-    ({'responses': mine} if with_texts else {})
-    for problem, mine, ends, sizes in zip(own, graded.texts, ended, lengths,
-                                          strict=True)]
-  graded = rollout.share(graded, rows, len(problems))
-  outcomes = [Outcome(rewards, **part) for rewards, part in zip(
-    graded.rewards.tolist(), hosts.gather_rows(parts, rows, len(problems)),
-    strict=True)]
-  return outcomes, {name: Mean(float(mean.total), float(mean.count))
-                    for name, mean in graded.metrics.items() if name not in _COSTS}

@@ -21,6 +21,7 @@ import jax
 
 from lpo_jax import evaluate, hosts, manifest, rollout
 from lpo_jax import metrics as metrics_lib
+from lpo_jax import outcomes as outcomes_lib
 from lpo_jax import policy as policies
 from lpo_jax import tokenizer as tokenizers
 from lpo_jax.types import Mean, Problem
@@ -98,16 +99,16 @@ class Records:
     return sorted(path.name for path in self.path.parent.glob(f'{name}-*.jsonl')
                   if path.name.rpartition('-')[0] == name and path != self.path)
 
-  def kept(self) -> tuple[list[evaluate.Outcome], dict[str, Mean]]:
+  def kept(self) -> tuple[list[outcomes_lib.Outcome], dict[str, Mean]]:
     """Return the outcomes and metrics of the finished batches; the clock starts."""
     metrics = {}
     for batch in self._metrics:
       metrics = metrics_lib.merge(
         metrics, {name: Mean(*pair) for name, pair in batch.items()})
     self._began = time.monotonic()
-    return [evaluate.Outcome(**outcome) for outcome in self._kept], metrics
+    return [outcomes_lib.Outcome(**outcome) for outcome in self._kept], metrics
 
-  def add(self, problems: Sequence[Problem], outcomes: Sequence[evaluate.Outcome],
+  def add(self, problems: Sequence[Problem], outcomes: Sequence[outcomes_lib.Outcome],
           metrics: dict[str, Mean]) -> None:
     """Write one batch: its problems, then that they are there.
 
@@ -148,7 +149,7 @@ class Records:
       _append(self._done, [{'asked': self._who}])
 
   def _read(self, batches: list[dict]) -> None:
-    fields = [field.name for field in dataclasses.fields(evaluate.Outcome)
+    fields = [field.name for field in dataclasses.fields(outcomes_lib.Outcome)
               if field.name != 'responses']
     data = self.path.read_bytes()[:self._size] if batches else b''
     rows = [_object(line) for line in data.split(b'\n')[:-1]]

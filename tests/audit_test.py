@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from lpo_jax import evaluate, records, workdir
+from lpo_jax import outcomes, records, workdir
 from lpo_jax.tasks import audit
 from lpo_jax.types import Problem
 
@@ -106,7 +106,7 @@ def test_what_evaluation_and_training_leave_can_be_read(tmp_path):
   answer = {'numbers': [1, 2], 'target': 3}
   problem = Problem('1 2 : 3 >', answer, 'p7')
   kept = records.Records(str(tmp_path), 'set', {})
-  kept.add([problem], [evaluate.Outcome([1.0, 0.0], ['x', None], [False] * 2, [1, 2],
+  kept.add([problem], [outcomes.Outcome([1.0, 0.0], ['x', None], [False] * 2, [1, 2],
                                         ['one', 'two'])], {})
   workdir.write_groups(str(tmp_path), 3, [problem], [['one', 'two']],
                        np.array([[1.0, 0.0]]), [np.ones((1, 2))] * 3)

@@ -6,7 +6,7 @@ import json
 import jax
 import pytest
 
-from lpo_jax import evaluate, records, rollout, tokenizer
+from lpo_jax import evaluate, outcomes, records, rollout, tokenizer
 from lpo_jax.types import Mean, Problem
 from tests import tiny
 
@@ -17,7 +17,7 @@ BATCHES = ((0, 2), (2, 4), (4, 5))
 
 
 def outcome(index):
-  return evaluate.Outcome([0.1 * index, 1.0], [None, f'{index}'], [True, False],
+  return outcomes.Outcome([0.1 * index, 1.0], [None, f'{index}'], [True, False],
                           [index, 3], ['√2\u2028 "no"\n', f'<answer>{index}'])
 
 
