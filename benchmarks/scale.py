@@ -29,9 +29,10 @@ TASKS = {  # the paper's: prompts a step, prompt width, response width
 }
 # Of what the estimate leaves free, for what it does not count.
 MARGIN = 0.9
+RANK = 32  # of the adapters of a row that fits with nothing but adapters trained
 
 
-def config_of(policy: str, machine: str, task: str, at_once: int = 0):
+def config_of(policy: str, machine: str, task: str, at_once: int = 0, rank: int = 0):
   """Return the configuration of a row.
 
   Args:
@@ -39,6 +40,7 @@ def config_of(policy: str, machine: str, task: str, at_once: int = 0):
     machine: of MACHINES; one device stores weights and moments in bfloat16.
     task: of TASKS.
     at_once: prompts decoded at once; 0 for all.
+    rank: of LoRA adapters on every matrix, in float32; 0 trains everything.
   """
   config, (shape, device, _) = base.get_config(), meshes.MESHES[machine]
   batch, width, tokens = TASKS[task]
@@ -50,6 +52,9 @@ def config_of(policy: str, machine: str, task: str, at_once: int = 0):
   config.sampling.update(max_new_tokens=tokens, prompt_buckets=(width,), unroll=False)
   config.objective.logprob_chunk = 128
   config.mesh.shape = shape
+  if rank:
+    config.policy.lora.rank = rank
+    config.policy.param_dtype = 'bfloat16'
   if config.micro_prompts * shape[2] == 1:
     config.policy.param_dtype = config.optimizer.moment_dtype = 'bfloat16'
     config.micro_responses = 2
@@ -63,16 +68,23 @@ def setting_of(config) -> roofline.Setting:
 
 
 def estimate(policy: str, machine: str, task: str) -> dict:
-  """Return a row by estimate: with as many prompts decoded at once as fit."""
+  """Return a row by estimate: everything trained if that fits, else adapters."""
+  rows = [_estimate(policy, machine, task, rank) for rank in (0, RANK)]
+  return rows[0] if rows[0]['fits'] or not rows[1]['fits'] else rows[1]
+
+
+def _estimate(policy: str, machine: str, task: str, rank: int) -> dict:
+  """Return a row with as many prompts decoded at once as fit."""
   chip = hardware.chip(meshes.MESHES[machine].device)
   config = config_of(policy, machine, task)
   at_once, found = config.prompts_per_step, []
   while at_once >= config.micro_prompts:  # one prompt a shard of the batch
-    setting = setting_of(config_of(policy, machine, task, at_once))
+    setting = setting_of(config_of(policy, machine, task, at_once, rank))
     phases = roofline.memory(setting)
     largest = max(phases, key=lambda name: phases[name]['total'])
     found.append({
-      'how': 'estimated', 'at_once': at_once, 'phase': largest, 'limit': chip.memory,
+      'how': 'estimated', 'rank': rank, 'at_once': at_once, 'phase': largest,
+      'limit': chip.memory,
       'total': phases[largest]['total'], 'seconds': {
         name: spent['total'] for name, spent in roofline.step(setting, chip).items()},
       'fits': phases[largest]['total'] <= MARGIN * chip.memory})
@@ -82,7 +94,7 @@ def estimate(policy: str, machine: str, task: str) -> dict:
   return found[-1]
 
 
-def compiled(policy: str, machine: str, task: str, at_once: int) -> dict:
+def compiled(policy: str, machine: str, task: str, at_once: int, rank: int) -> dict:
   """Return a row by compiling for the machine's topology."""
   from lpo_jax import ahead
 
@@ -90,12 +102,13 @@ def compiled(policy: str, machine: str, task: str, at_once: int) -> dict:
   if not topology:
     raise SystemExit(f'{machine} has no topology in configs/meshes.py: its rows can '
                      'only be estimated')
-  found = ahead.examine(config_of(policy, machine, task, at_once),
+  found = ahead.examine(config_of(policy, machine, task, at_once, rank),
                         ahead.described(topology))
   phases = found['phases']
   largest = max(phases, key=lambda name: phases[name]['total'])
   return {
-    'how': 'compiled', 'at_once': at_once, 'phase': largest, 'limit': found['limit'],
+    'how': 'compiled', 'rank': rank, 'at_once': at_once, 'phase': largest,
+    'limit': found['limit'],
     'total': phases[largest]['total'], 'fits': found['fits'],
     'seconds': {name: spent['total'] for name, spent in found['predicted_s'].items()},
     'kinds': phases, 'knobs': found['knobs'],
@@ -122,8 +135,8 @@ def document(found: dict) -> str:
       lines += [
         f'### {machine}: {device}, mesh {" x ".join(map(str, shape))}, '
         f'{limit:.1f} GiB a device', '',
-        '| policy | fits | at once | GiB a device | fullest | sample, s | update, s | '
-        'step, s | how |', '|---|---|---:|---:|---|---:|---:|---:|---|']
+        '| policy | fits | trained | at once | GiB a device | fullest | sample, s | '
+        'update, s | step, s | how |', '|---|---|---|---:|---:|---|---:|---:|---:|---|']
       lines += [_line(policy, found[f'{policy}/{machine}/{task}'])
                 for policy in POLICIES]
       lines.append('')
@@ -135,9 +148,10 @@ def _line(policy: str, row: dict) -> str:
   fits = 'yes' if row['fits'] else 'no'
   spent = row['seconds']
   sample = spent['prefill'] + spent['decode']
-  return (f'| {policy} | {fits} | {row["at_once"]} | {row["total"] / GIB:.1f} | '
-          f'{row["phase"]} | {sample:.1f} | {spent["update"]:.1f} | '
-          f'{spent["step"]:.1f} | {row["how"]} |')
+  trained = f'LoRA {row["rank"]}' if row['rank'] else 'all'
+  return (f'| {policy} | {fits} | {trained} | {row["at_once"]} | '
+          f'{row["total"] / GIB:.1f} | {row["phase"]} | {sample:.1f} | '
+          f'{spent["update"]:.1f} | {spent["step"]:.1f} | {row["how"]} |')
 
 
 _HEAD = f'''# What fits where
@@ -154,6 +168,8 @@ same of any configuration.
 - **seconds** are the least a step can take: the largest of operations / peak, bytes /
   memory bandwidth and bytes / links, for prompts and responses of full length. Real
   steps are slower; responses that end early make them faster.
+- **trained**: all weights where that fits; else adapters of that rank on every matrix
+  (`policy.lora.rank`, `policy.param_dtype=bfloat16`) where those do.
 - Setting: bfloat16 activations, float32 weights and moments, `policy.remat=full`, the
   attention kernel of the machine (`policy.attention`),
   `objective.logprob_chunk=128`, one prompt a batch shard in a microbatch,
@@ -182,8 +198,8 @@ def main() -> None:
     if len(parts) != 3 or any(p not in k for p, k in zip(parts, known, strict=True)):
       raise SystemExit(f'--compile={name}: write POLICY/MACHINE/TASK, of '
                        f'{"; ".join(", ".join(k) for k in known)}')
-    at_once = args.at_once or estimate(*parts)['at_once']
-    cache[name] = compiled(*parts, at_once)
+    row = estimate(*parts)
+    cache[name] = compiled(*parts, args.at_once or row['at_once'], row['rank'])
     os.makedirs(args.folder, exist_ok=True)
     path.write_text(json.dumps(cache, indent=1) + '\n')
   pathlib.Path(args.folder, 'scale.md').write_text(document(rows(cache)))

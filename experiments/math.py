@@ -40,4 +40,5 @@ def get_config(variant: str = 'qwen3_1p7b'):
   config.task.options.update(
     train='deepscaler' if name == 'deepscaler' else 'math',
     evals=OUT_OF_DISTRIBUTION if name == 'ood' else SUITES)
+  config.checkpoint.best_metric = 'val/average/mean@n'
   return config

@@ -26,4 +26,5 @@ def get_config(variant: str = 'qwen3_14b'):
   paper.reasoning(config, NAMES[name])
   config.task.name = 'math'
   config.task.options.update(train='polaris', evals=math.SUITES)
+  config.checkpoint.best_metric = 'val/average/mean@n'
   return config

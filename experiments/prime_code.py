@@ -29,4 +29,5 @@ def get_config(variant: str = 'qwen3_1p7b'):
   paper.reasoning(config, NAMES[name])
   config.task.name = 'code'
   config.task.options.update(train='eurus_code', evals=('eurus_code_validation',))
+  config.checkpoint.best_metric = 'val/eurus_code_validation/mean@8'
   return config

@@ -6,7 +6,6 @@ plain arguments or the frozen records made here.
 
 import dataclasses
 import os
-import re
 from typing import Any
 
 import jax
@@ -14,6 +13,7 @@ import jax
 from configs import models
 from lpo_jax import (
   checks,
+  evaluate,
   hosts,
   hub,
   microbatch,
@@ -47,6 +47,7 @@ class Parts:
   sampling: rollout.SamplingConfig
   eval_sampling: rollout.SamplingConfig
   reward: rewards.Weights
+  evaluation: evaluate.EvalConfig  # as before the first step and after the last
   objective: objective.ObjectiveConfig
   optimizer: optimizer.OptimizerConfig
   warmstart: optimizer.OptimizerConfig | None
@@ -66,7 +67,7 @@ def build(config) -> Parts:
   task, widest = _task(config), max(parts.sampling.prompt_buckets)
   task.restrict(lambda problem: len(tokenizer.encode(problem.prompt)) <= widest)
   train_problems = task.problems('train')
-  eval_sets = _eval_sets(config, task)
+  eval_sets = evaluate.held_out(task, config.eval.problems)
   for problems in (*(held_out.problems for held_out in eval_sets.values()),
                    train_problems[:CHECKED]):  # or raise, now
     rollout.encode(problems, tokenizer, parts.sampling.prompt_buckets)
@@ -115,28 +116,11 @@ def plan(config, mesh=None) -> Parts:
     sampling=_sampling(config, config.sampling.temperature),
     eval_sampling=_sampling(config, config.eval.temperature),
     reward=_reward(config),
+    evaluation=evaluate.EvalConfig(config.eval.samples, config.eval.final_samples,
+                                   tuple(config.eval.pass_at), config.prompts_per_step),
     objective=objective_config, optimizer=_optimizer(config),
     warmstart=_warmstart(config), update=updating, mesh=mesh,
     attention=attention)
-
-
-def _eval_sets(config, task) -> dict[str, tasks.base.EvalSet]:
-  """Return the task's held-out sets, each of at most `eval.problems`."""
-  found = {}
-  for name, held_out in task.eval_sets().items():
-    problems = held_out.problems[:config.eval.problems]
-    if name == 'average' or not re.fullmatch(r'[\w.-]+', name) or not len(problems):
-      raise ValueError(f'evaluation set {name!r} of {len(problems)} problems: a set '
-                       "needs problems, and a name of letters, digits, '_', '.' and "
-                       "'-' other than 'average'")
-    if held_out.samples is not None and held_out.samples < 1:
-      raise ValueError(f'evaluation set {name!r} has samples={held_out.samples}: must '
-                       'be at least 1')
-    if held_out.temperature is not None and held_out.temperature < 0:
-      raise ValueError(f'evaluation set {name!r} has temperature='
-                       f'{held_out.temperature}: must be at least 0')
-    found[name] = dataclasses.replace(held_out, problems=problems)
-  return found
 
 
 def setting(parts: Parts, prompts: int) -> roofline.Setting:
@@ -280,6 +264,13 @@ def _warmstart(config) -> optimizer.OptimizerConfig | None:
     warmup_steps=config.warmstart.warmup_steps, schedule='cosine',
     decay_steps=config.warmstart.steps, b2=config.warmstart.b2,
     weight_decay=config.warmstart.weight_decay, clip_norm=config.warmstart.clip_norm)
+
+
+def training_problems(config, parts: Parts, step: int) -> list:
+  """Return the training problems of one step, from 1."""
+  indices = tasks.base.problem_indices(len(parts.train_problems), config.seed, step - 1,
+                                       config.prompts_per_step)
+  return [parts.train_problems[int(i)] for i in indices]
 
 
 def warmstart_batch(config, parts: Parts, step: int):

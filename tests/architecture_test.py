@@ -28,9 +28,9 @@ LAYERS = (
   {'sampler', 'compaction', 'tasks', 'policy'},
   {
     'evaluate', 'rollout', 'update', 'microbatch', 'warmstart', 'checkpoint', 'curves',
-    'workdir', 'roofline', 'knobs',
+    'workdir', 'roofline', 'knobs', 'outcomes', 'records',
   },
-  {'build', 'checks', 'briefing', 'programs', 'origin'},
+  {'build', 'checks', 'briefing', 'programs', 'origin', 'suites'},
   {'train', 'ahead'},
   {'main', 'report', 'view'},
 )  # fmt: skip
@@ -39,6 +39,12 @@ SIDEWAYS = {
   ('objective', 'sequence'),
   ('hosts', 'sharding'),
   ('sampler', 'policy'),
+  ('evaluate', 'outcomes'),
+  ('outcomes', 'rollout'),
+  ('records', 'evaluate'),
+  ('records', 'outcomes'),
+  ('records', 'rollout'),
+  ('suites', 'build'),
   ('knobs', 'roofline'),
   ('sampler', 'compaction'),
   ('compaction', 'policy'),
@@ -52,13 +58,14 @@ SIDEWAYS = {
 }
 TOOLS = {'main', 'train', 'report', 'view', 'ahead'}  # offline, and at the top
 FILES = TOOLS | {
-  'checkpoint', 'metrics', 'curves', 'workdir', 'tokenizer', 'policy.pretrained',
-  'policy.export',
+  'checkpoint', 'metrics', 'curves', 'workdir', 'records', 'tokenizer',
+  'policy.pretrained', 'policy.export',
 }
 EFFECTS = {  # what only some modules may do -> those modules, packages by name
-  'print': TOOLS | {'tokenizer', 'hosts'},
+  'print': TOOLS | {'tokenizer', 'hosts', 'tasks.audit'},
   'log': TOOLS | {'checkpoint', 'metrics', 'phases', 'policy.pretrained', 'tasks'},
-  'write files': FILES | {'tasks.sandbox'},  # the room of a program, removed after it
+  'write files': FILES | {
+    'tasks.audit', 'tasks.sandbox'},  # the room of a program, removed after it
   'read files': FILES | {'tasks'},
 }
 UNTESTED = {'types', 'problem', 'programs'}  # fields only; tested through train

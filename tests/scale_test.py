@@ -27,7 +27,10 @@ def test_the_largest_backbone_fits_a_pod_at_the_longest_lengths(found):
 
 
 def test_a_small_backbone_fits_one_device_of_16_gb(found):
-  assert found['qwen3_0.6b/one_16gb/countdown']['fits']
+  row = found['qwen3_0.6b/one_16gb/countdown']
+  assert row['fits'] and row['rank'] == 0
+  row = found['qwen3_1.7b/one_16gb/countdown']
+  assert row['fits'] and row['rank'] == scale.RANK and row['how'] == 'compiled'
 
 
 def test_fewer_prompts_are_tried_until_they_fit():

@@ -27,6 +27,7 @@ CONFIG = 'config.json'
 SINGLE, INDEX = 'model.safetensors', 'model.safetensors.index.json'
 STORED = {'float32': 'F32', 'bfloat16': 'BF16', 'float16': 'F16'}
 _ROWS = 4096  # of an embedding compared at once
+_SLACK = 64 << 20  # bytes of parameters between two collections of garbage
 
 
 def from_pretrained(path: str, mesh: jax.sharding.Mesh | None = None,
@@ -81,12 +82,15 @@ def load(folder: str, config: PolicyConfig,
   places = jax.tree.leaves(sharding.state_shardings(shapes, mesh))
   plan = list(zip(hf_names.parameters(shapes), jax.tree.leaves(shapes), places,
                   strict=True))
-  leaves = [None] * len(plan)
+  leaves, passed = [None] * len(plan), 0
   for i in sorted(range(len(plan)), key=lambda i: plan[i][0].stacked):
     parameter, leaf, place = plan[i]  # the large tensors first, while little is held
     read = _load_stacked if parameter.stacked else _load_whole
     leaves[i] = jax.block_until_ready(read(parameter, stored, leaf, place))
-    gc.collect()  # jaxlib drops the host's copy of a finished transfer only then
+    passed += leaf.size * leaf.dtype.itemsize
+    if passed > _SLACK:  # jaxlib drops the host's copy of a finished transfer only then
+      gc.collect()
+      passed = 0
   return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
 
 
