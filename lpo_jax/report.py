@@ -262,14 +262,15 @@ def _is_number(value) -> bool:
 
 
 def _is_score(name: str) -> bool:
-  return re.fullmatch(r'val/.+/(mean|pass|maj)@\d+', name) is not None
+  return re.fullmatch(r'val/.+/(mean|pass|maj)@(\d+|n)', name) is not None
 
 
 def _order(name: str) -> tuple:
   if not _is_score(name):
     return (1, '', TRAINING.index(name), 0)
-  part, kind, count = re.fullmatch(r'val/(.+)/(\w+)@(\d+)', name).groups()
-  return (0, part, ('mean', 'pass', 'maj').index(kind), int(count))
+  part, kind, count = re.fullmatch(r'val/(.+)/(\w+)@(\w+)', name).groups()
+  return (0, part, ('mean', 'pass', 'maj').index(kind),
+          math.inf if count == 'n' else int(count))
 
 
 def _shown(cell: Cell) -> str:

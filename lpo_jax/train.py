@@ -28,7 +28,7 @@ from lpo_jax import (
   policy,
   programs,
   rollout,
-  tasks,
+  suites,
 )
 from lpo_jax import metrics as metrics_lib
 from lpo_jax import workdir as workdirs
@@ -68,11 +68,16 @@ class Run:
     hosts.check_same('the configuration', f'{config.to_json()} in {workdir}')
     with hosts.agreeing():
       self.parts = build.build(config)
+    if self.parts.described:
+      self.plain_config['data'] = self.parts.described
+      hosts.check_same('the problem sets', json.dumps(self.parts.described))
     workdirs.claim(workdir, self.plain_config, override_workdir)
     self.phases = phases.Phases(config.log.watchdog_s)
     self.checkpoints = checkpoint.Checkpointer(
       os.path.join(workdir, 'checkpoints'), keep_last=config.checkpoint.keep,
       best_metric=config.checkpoint.best_metric or None, every=config.checkpoint.every)
+    with hosts.agreeing():
+      build.start_task(config, self.parts.task)
     self.compiles = 0
     self.stop_asked = False
     self.programs = programs.Programs(self.parts)
@@ -98,7 +103,8 @@ class Run:
         self.close()
 
   def close(self) -> None:
-    """Finish the save under way and stop the watchdog."""
+    """Finish the save under way, stop the watchdog and the task's processes."""
+    self.parts.task.stop()
     self.checkpoints.close()
     self.phases.close()
 
@@ -158,16 +164,16 @@ class Run:
   def _iterate(self, state, step: int, pending: Pending | None, bar):
     """Run one iteration; write the one before while the device is busy."""
     with self.phases('step'):
-      problems = self._problems(step)
+      problems = build.training_problems(self.config, self.parts, step)
       groups, graded = rollout.collect(
         state.params, problems, jax.random.fold_in(self._key(SAMPLE), step),
         self.parts.task, self.parts.tokenizer, self.parts.sampling, self.parts.mesh,
-        self.phases)
+        self.phases, self.parts.reward)
       with self.phases('update'):
         state, metrics = self.programs.update(state, groups)
         self._flush(pending)
         jax.block_until_ready(state.params)
-    pending = Pending(step, metrics | _named(graded.metrics), {}, groups)
+    pending = Pending(step, metrics | graded.metrics, {}, groups)
     if step % self.config.log.groups_every == 0 or step == 1:
       self._look_inside(state, pending, problems, graded)
     if step == 1:
@@ -191,12 +197,6 @@ class Run:
       self._flush(pending)
       self._save(state, step, pending.numbers, force=last)
 
-  def _problems(self, step: int):
-    indices = tasks.base.problem_indices(len(self.parts.train_problems),
-                                         self.config.seed, step - 1,
-                                         self.config.prompts_per_step)
-    return [self.parts.train_problems[int(i)] for i in indices]
-
   def _flush(self, pending: Pending | None) -> None:
     """Write a pending line; keep evidence of a gradient that was not finite."""
     if pending is None:
@@ -219,19 +219,15 @@ class Run:
 
   def _evaluate(self, params, step: int, wide: bool) -> dict[str, float]:
     """Return the validation numbers; `wide` takes `eval.final_samples`."""
-    config = self.config.eval
-    samples = max(config.samples, config.final_samples) if wide else config.samples
-    measured = evaluate.EvalConfig(samples, tuple(config.pass_at),
-                                   self.config.prompts_per_step)
+    parts = self.parts
+    measured = parts.evaluation if wide else parts.evaluation.narrow()
     with self.phases('eval'):
       found = evaluate.evaluate_sets(
-        params, self.parts.eval_sets, self.parts.task, self.parts.tokenizer,
-        self._key(EVALUATE), self.parts.eval_sampling, measured, self.parts.mesh,
-        mean_at=(config.samples,))
-    for name, numbers in found.items():
-      key = f'val/{name}/mean@{config.samples}'
-      say(f'step {step}: {key} = {numbers[key]:.3f} +- {numbers[key + "_stderr"]:.3f}')
-    return {key: value for numbers in found.values() for key, value in numbers.items()}
+        params, parts.eval_sets, parts.task, parts.tokenizer, self._key(EVALUATE),
+        parts.eval_sampling, measured, parts.mesh)
+    for line in suites.headlines(found, parts):
+      say(f'step {step}: {line}')
+    return suites.flat(found)
 
   def _save(self, state, step: int, numbers: dict, force: bool = False) -> None:
     with self.phases('save'):
@@ -275,12 +271,17 @@ class Run:
       'final': _validation(numbers), **more})
 
   def evaluate_only(self) -> None:
-    """Evaluate the newest policy (`origin.newest`); write the summary."""
+    """Evaluate the newest policy (`origin.newest`): table, eval.json, summary."""
     with jax.set_mesh(self.parts.mesh):
       params, step = origin.newest(self.config, self.parts, self.programs, self.workdir,
                                    say)
-      self._summarise(step, self._evaluate(params, step, wide=True), mode='eval',
-                      init_from=self.config.init_from)
+      with self.phases('eval'):
+        found, report = suites.run(params, step, self.parts, self._key(EVALUATE),
+                                   self.plain_config, self.workdir, say)
+    if hosts.first():
+      print(suites.table(report), flush=True)
+    self._summarise(step, suites.flat(found), mode='eval',
+                    init_from=self.config.init_from)
     self.close()
 
   def export(self, folder: str) -> None:
@@ -312,9 +313,3 @@ def say(text: str) -> None:
   """Tell the user, beside the progress bar, once for all processes."""
   if hosts.first():
     tqdm.tqdm.write(text, file=sys.stderr)
-
-
-def _named(metrics: dict) -> dict:
-  """Give a task's diagnostics their place among the training metrics."""
-  return {name if '/' in name else f'reward/{name}': value
-          for name, value in metrics.items()}

@@ -13,8 +13,8 @@ import re
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
+from lpo_jax.problem import Problem
 from lpo_jax.tasks import base, countdown_problems, expression
-from lpo_jax.types import Problem
 
 _QUESTION = (
   'Using the numbers {numbers}, create an equation that equals {target}. You can use '
@@ -154,9 +154,9 @@ class Countdown(base.Task):
       max_intermediate: every step of the witness lies in 0..max_intermediate.
       format: 'compact', 'tinyzero' or 'tinyzero_instruct'.
       format_reward: reward of a well-formed wrong answer.
-      path: folder with train and test, or one file, JSON lines or Parquet of nums,
-        target, [id, witness] (`countdown_problems.read`); the ranges above then play
-        no part.
+      path: a file, a folder with train and test, a hub id or tfds:NAME/SPLIT
+        (`sources`), with rows of nums, target, [id, witness]
+        (`countdown_problems.read`); the ranges above then play no part.
       train_size: problems in 'train'; None: 131072 drawn, or all rows of the file.
       test_size: distinct problems in 'test'; None: 256 drawn, or all rows.
       seed: which problems are drawn.
@@ -196,11 +196,11 @@ class Countdown(base.Task):
       self._splits[split] = _Problems(self._puzzles(split), self._problem)
     return self._splits[split]
 
-  def eval_sets(self) -> dict[str, Sequence[Problem]]:
+  def eval_sets(self) -> dict[str, base.EvalSet]:
     """Return the sets asked for, or the test split; see `base.Task.eval_sets`."""
     if not self._sets:
       return super().eval_sets()
-    return {name: self.problems(name) for name in self._sets}
+    return {name: base.EvalSet(self.problems(name)) for name in self._sets}
 
   def _puzzles(self, split: str) -> Sequence[countdown_problems.Puzzle]:
     size, counts = self._sizes[split], self._sets.get(split)
