@@ -59,6 +59,11 @@ def get_config() -> ConfigDict:
   config.policy.lora.targets = (
     'query', 'key', 'value', 'out', 'gate', 'up', 'down')  # matrices that have one
 
+  config.policy.vision = ConfigDict()  # of policies that read images
+  config.policy.vision.frozen = True  # the tower is not trained, but by the warm start
+  config.policy.vision.min_pixels = 0  # of an image, resized; 0: what `path` states
+  config.policy.vision.max_pixels = 0
+
   config.mesh = ConfigDict()
   config.mesh.shape = (1, 1, 1)  # devices along each axis
   config.mesh.axes = ('data', 'fsdp', 'tensor')
@@ -77,6 +82,7 @@ def get_config() -> ConfigDict:
   config.sampling.temperature = 1.0  # of pi_b, and so of pi: both sides
   config.sampling.max_new_tokens = 1024  # N; longer responses are cut
   config.sampling.prompt_buckets = (64, 128, 256, 512, 1024)  # allowed widths P
+  config.sampling.patch_buckets = (256, 1024, 4096)  # patches of a prompt's images
   config.sampling.prompts_at_once = 0  # prompts decoded at once; 0: all of the step's
   config.sampling.chunk = 128  # tokens between two compactions of finished rows
   config.sampling.top_k = 0  # 0 keeps every token
@@ -111,6 +117,7 @@ def get_config() -> ConfigDict:
   config.optimizer.moment_dtype = 'float32'  # or bfloat16, rounded stochastically
   config.optimizer.weight_decay = 0.1
   config.optimizer.clip_norm = _optional(1.0, float)  # None: no clipping
+  config.optimizer.vision_multiplier = 1.0  # of the rate, where a tower is trained
   config.optimizer.max_skipped_steps = 10  # non-finite updates in a row before stopping
 
   config.eval = ConfigDict()
@@ -119,6 +126,7 @@ def get_config() -> ConfigDict:
   config.eval.samples = 16  # responses to each
   config.eval.final_samples = 64  # the same, before the first step and after the last
   config.eval.temperature = 1.0
+  config.eval.shuffle_images = False  # each problem has another's images: NAME_shuffled
   config.eval.pass_at = (1, 2, 4, 8, 16, 32, 64)  # k of pass@k, up to the samples
 
   config.checkpoint = ConfigDict()

@@ -7,7 +7,7 @@ benchmarks. Their weights come from a Hugging Face folder or hub id, `policy.pat
 
 import dataclasses
 
-from lpo_jax.policy import PolicyConfig, RopeScaling
+from lpo_jax.policy import PolicyConfig, RopeScaling, VisionConfig
 
 _QWEN3 = PolicyConfig(
   vocab_size=151936, width=2048, layers=28, heads=16, kv_heads=8, head_dim=128,
@@ -37,6 +37,13 @@ POLICIES = {
   'bytes_tiny': PolicyConfig(
     vocab_size=260, width=64, layers=2, heads=2, kv_heads=1, head_dim=32,
     mlp_width=128, qk_norm=True),
+  # Reads drawn figures: 0.5 M parameters. Its vocabulary is experiments/samples/figures.
+  'figures_small': PolicyConfig(
+    vocab_size=64, width=96, layers=3, heads=4, kv_heads=2, head_dim=24, mlp_width=192,
+    qkv_bias=True, tied_embeddings=True, rope_sections=(4, 4, 4),
+    vision=VisionConfig(width=96, layers=3, heads=4, mlp_width=192, patch_size=12,
+                        temporal_patch_size=1, window_size=48, full_blocks=(2,),
+                        image_token=3, start_token=2)),
   # Qwen3's shape at benchmark size: 4.85 M parameters.
   'bench': PolicyConfig(
     vocab_size=512, width=256, layers=6, heads=8, kv_heads=4, head_dim=32,
@@ -50,6 +57,9 @@ POLICIES = {
   'qwen3_14b': dataclasses.replace(_QWEN3, width=5120, layers=40, heads=40,
                                    mlp_width=17408, tied_embeddings=False),
   'qwen2.5_1.5b': _QWEN25,
+  'qwen2.5_vl_3b': dataclasses.replace(
+    _QWEN25, width=2048, layers=36, heads=16, mlp_width=11008,
+    rope_sections=(16, 24, 24), vision=VisionConfig()),
   'qwen2.5_7b': dataclasses.replace(_QWEN25, vocab_size=152064, width=3584, heads=28,
                                     kv_heads=4, mlp_width=18944,
                                     tied_embeddings=False),

@@ -14,6 +14,7 @@ BACKBONES = {  # preset of configs/models.py -> hub id
   'qwen3_14b': 'Qwen/Qwen3-14B-Base',
   'llama3.1_8b': 'meta-llama/Llama-3.1-8B-Instruct',
   'mistral_7b_v0.1': 'mistralai/Mistral-7B-Instruct-v0.1',
+  'qwen2.5_vl_3b': 'Qwen/Qwen2.5-VL-3B-Instruct',
   'deepseek_r1_qwen_1.5b': 'deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B',
 }
 

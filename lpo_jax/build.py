@@ -16,10 +16,12 @@ from lpo_jax import (
   evaluate,
   hosts,
   hub,
+  images,
   microbatch,
   objective,
   optimizer,
   policy,
+  prompts,
   rewards,
   rollout,
   roofline,
@@ -65,12 +67,14 @@ def build(config) -> Parts:
   parts = plan(config)
   tokenizer = _tokenizer(config, parts.weights, parts.policy_config.vocab_size)
   task, widest = _task(config), max(parts.sampling.prompt_buckets)
-  task.restrict(lambda problem: len(tokenizer.encode(problem.prompt)) <= widest)
+  processor = parts.sampling.processor
+  task.restrict(
+    lambda problem: len(prompts.tokens(problem, tokenizer, processor)) <= widest)
   train_problems = task.problems('train')
-  eval_sets = evaluate.held_out(task, config.eval.problems)
+  eval_sets = evaluate.held_out(task, config.eval.problems, config.eval.shuffle_images)
   for problems in (*(held_out.problems for held_out in eval_sets.values()),
                    train_problems[:CHECKED]):  # or raise, now
-    rollout.encode(problems, tokenizer, parts.sampling.prompt_buckets)
+    prompts.encode_text(problems, tokenizer, parts.sampling.prompt_buckets, processor)
   return dataclasses.replace(parts, task=task, tokenizer=tokenizer,
                              train_problems=train_problems, eval_sets=eval_sets,
                              described=task.described())
@@ -108,13 +112,17 @@ def plan(config, mesh=None) -> Parts:
     'batch': config.prompts_per_step, 'heads': policy_config.heads,
     'kv_heads': policy_config.kv_heads, 'mlp': policy_config.mlp_width,
     'embed': policy_config.width, 'vocab': policy_config.vocab_size})
+  if tower := policy_config.vision:
+    sharding.check_divisible(mesh, {'heads': tower.heads, 'mlp': tower.mlp_width,
+                                    'embed': tower.width})
+  processor = _processor(config, policy_config, weights)
   return Parts(
     policy_config=policy_config, weights=weights,
     base_elsewhere=bool(policy_config.lora and weights and not config.init_from
                         and not config.warmstart.steps), task=None, tokenizer=None,
     train_problems=None, described={}, eval_sets=None,
-    sampling=_sampling(config, config.sampling.temperature),
-    eval_sampling=_sampling(config, config.eval.temperature),
+    sampling=_sampling(config, config.sampling.temperature, processor),
+    eval_sampling=_sampling(config, config.eval.temperature, processor),
     reward=_reward(config),
     evaluation=evaluate.EvalConfig(config.eval.samples, config.eval.final_samples,
                                    tuple(config.eval.pass_at), config.prompts_per_step),
@@ -181,7 +189,9 @@ def _policy(config, weights: str, platform: str | None):
   found = dataclasses.replace(
     found, dtype=config.policy.dtype, param_dtype=config.policy.param_dtype,
     remat=config.policy.remat, unroll=found.layers <= config.policy.unroll_layers,
-    sequence_sharding=config.mesh.sequence_sharding, lora=_lora(config))
+    sequence_sharding=config.mesh.sequence_sharding, lora=_lora(config),
+    vision=found.vision and dataclasses.replace(found.vision,
+                                                frozen=config.policy.vision.frozen))
   attention, why = policy.choose_attention(config.policy.attention, found,
                                  config.sampling.max_new_tokens, platform)
   return dataclasses.replace(found, attention=attention), why
@@ -231,14 +241,29 @@ def _tokenizer(config, weights: str, vocab_size: int):
   return tokenizer
 
 
-def _sampling(config, temperature: float) -> rollout.SamplingConfig:
+def _processor(config, policy_config: policy.PolicyConfig,
+               weights: str) -> images.Processor | None:
+  """Return what makes patches of images; pixel bounds: ours, else the folder's."""
+  tower, ours = policy_config.vision, config.policy.vision
+  if tower is None:
+    return None
+  stated = images.read_config(weights) if weights else {}
+  stated |= {key: ours[key] for key in ('min_pixels', 'max_pixels') if ours[key]}
+  return images.Processor(
+    image_token=tower.image_token, patch_size=tower.patch_size,
+    temporal_patch_size=tower.temporal_patch_size, merge_size=tower.merge_size,
+    buckets=tuple(config.sampling.patch_buckets), **stated)
+
+
+def _sampling(config, temperature: float,
+              processor: images.Processor | None) -> rollout.SamplingConfig:
   return rollout.SamplingConfig(
     samples_per_prompt=config.samples_per_prompt, temperature=temperature,
     max_new_tokens=config.sampling.max_new_tokens, top_k=config.sampling.top_k,
     top_p=config.sampling.top_p, chunk=config.sampling.chunk,
     prompts_at_once=config.sampling.prompts_at_once,
     prompt_buckets=tuple(config.sampling.prompt_buckets),
-    unroll=config.sampling.unroll)
+    unroll=config.sampling.unroll, processor=processor)
 
 
 def _optimizer(config) -> optimizer.OptimizerConfig:
@@ -249,7 +274,8 @@ def _optimizer(config) -> optimizer.OptimizerConfig:
     final_fraction=config.optimizer.final_fraction, b1=config.optimizer.b1,
     b2=config.optimizer.b2, eps=config.optimizer.eps,
     moment_dtype=config.optimizer.moment_dtype,
-    weight_decay=config.optimizer.weight_decay, clip_norm=config.optimizer.clip_norm)
+    weight_decay=config.optimizer.weight_decay, clip_norm=config.optimizer.clip_norm,
+    vision_multiplier=config.optimizer.vision_multiplier)
 
 
 def _warmstart(config) -> optimizer.OptimizerConfig | None:
@@ -280,4 +306,5 @@ def warmstart_batch(config, parts: Parts, step: int):
                                        config.warmstart.batch)
   return warmstart.demonstrations(
     [parts.train_problems[int(i)] for i in indices], parts.task, parts.tokenizer,
-    parts.sampling.prompt_buckets, parts.sampling.max_new_tokens)
+    parts.sampling.prompt_buckets, parts.sampling.max_new_tokens,
+    parts.sampling.processor)

@@ -21,6 +21,7 @@ from lpo_jax import outcomes as outcomes_lib
 from lpo_jax import policy as policies
 from lpo_jax import rollout, tasks
 from lpo_jax import tokenizer as tokenizers
+from lpo_jax.types import Problem
 
 RIGHT = 1.0
 
@@ -44,8 +45,11 @@ class EvalConfig:
     return dataclasses.replace(self, drawn=0)
 
 
-def held_out(task: tasks.base.Task, most: int) -> dict[str, tasks.base.EvalSet]:
+def held_out(task: tasks.base.Task, most: int,
+             shuffle_images: bool = False) -> dict[str, tasks.base.EvalSet]:
   """Return the task's evaluation sets, each of its first `most` problems.
+
+  With `shuffle_images` they are called NAME_shuffled: see `with_images_of_others`.
 
   Raises:
     ValueError: a set without problems, with a name that no file or metric can have,
@@ -64,7 +68,33 @@ def held_out(task: tasks.base.Task, most: int) -> dict[str, tasks.base.EvalSet]:
         f'evaluation set {name!r} has {len(found.problems)} problems, samples={samples}'
         f', temperature={temperature}: need at least one problem, samples >= 1 and '
         "temperature >= 0, or None for the run's own")
-  return sets
+  if not shuffle_images:
+    return sets
+  return {f'{name}_shuffled': dataclasses.replace(
+    found, problems=with_images_of_others(found.problems))
+    for name, found in sets.items()}
+
+
+def with_images_of_others(problems: Sequence[Problem]) -> list[Problem]:
+  """Return problems whose images are another's, to see whether a policy looks.
+
+  Among problems with equally many images, each has those of the one half of them away.
+
+  Raises:
+    ValueError: a problem without images, or with more or fewer than all others.
+  """
+  alike = {}
+  for index, problem in enumerate(problems):
+    alike.setdefault(len(problem.images or ()), []).append(index)
+  found = list(problems)
+  for count, indices in alike.items():
+    if not count or len(indices) < 2:
+      raise ValueError(f'eval.shuffle_images: problem {problems[indices[0]].id!r} has '
+                       f'{count} images, and no other to change them with')
+    half = len(indices) // 2
+    for mine, other in zip(indices, indices[half:] + indices[:half], strict=True):
+      found[mine] = dataclasses.replace(problems[mine], images=problems[other].images)
+  return found
 
 
 def pass_at_k(right: np.ndarray, samples: int, k: int) -> np.ndarray:

@@ -1,9 +1,9 @@
 """Images to patches: Qwen2-VL's image processor in NumPy and PIL.
 
-An image is made RGB (on white), resized (bicubic) so that both sides are whole tokens and its
-pixels lie between two bounds, scaled, normalised, and cut into patches in the order of
-their tokens. The grid follows from the size in the file's header, so image tokens are
-counted before anything is decoded. PIL is imported when a first image comes.
+An image is made RGB (on white), resized (bicubic) so that both sides are whole tokens
+and its pixels lie between two bounds, scaled, normalised, and cut into patches in the
+order of their tokens. The grid follows from the size in the file's header, so image
+tokens are counted before anything is decoded. PIL is imported with the first image.
 """
 
 import dataclasses
@@ -35,11 +35,11 @@ class Processor:
 
   def __post_init__(self):
     if not 0 < self.min_pixels <= self.max_pixels:
-      raise ValueError(f'min_pixels={self.min_pixels} and max_pixels={self.max_pixels}: '
-                       'give 0 < min_pixels <= max_pixels')
+      raise ValueError(f'policy.vision.min_pixels={self.min_pixels} and max_pixels='
+                       f'{self.max_pixels}: give 0 < min_pixels <= max_pixels')
     wrong = [size for size in self.buckets if size < 1 or size % self.merge_size**2]
     if wrong or not self.buckets:
-      raise ValueError(f'patch_buckets={self.buckets}: give multiples of the '
+      raise ValueError(f'sampling.patch_buckets={self.buckets}: give multiples of the '
                        f'{self.merge_size**2} patches of a token')
 
   @property
@@ -109,17 +109,18 @@ class Processor:
       name: of the problem, for errors.
 
     Raises:
-      ValueError: placeholders and images are not as many, or an image cannot be read;
-        names the problem.
+      ValueError: placeholders and images are not as many, or the images fit no bucket
+        or cannot be read; names the problem.
     """
     found = sum(token == self.image_token for token in tokens)
     if found != len(images):
       raise ValueError(f'problem {name!r} has {len(images)} images, but its prompt has '
                        f'{found} places for them')
-    counts = iter([_of(name, self.tokens, image) for image in images])
-    expanded = []
+    counts = [_of(name, self.tokens, image) for image in images]
+    self._check(sum(counts) * self.merge_size**2, name)
+    remaining, expanded = iter(counts), []
     for token in tokens:
-      expanded += [token] * (next(counts) if token == self.image_token else 1)
+      expanded += [token] * (next(remaining) if token == self.image_token else 1)
     return expanded
 
   def batch(self, images: Sequence[Sequence[bytes | str]],
@@ -145,11 +146,7 @@ class Processor:
       for i, image in enumerate(mine):
         grid[row, i] = _of(name, self.grid, image)
     counts = grid.prod(axis=-1).sum(axis=-1)
-    if counts.max() > max(self.buckets):
-      raise ValueError(f'the images of problem {names[counts.argmax()]!r} have '
-                       f'{counts.max()} patches, more than the largest of '
-                       f'patch_buckets={self.buckets}: add a larger one, or lower '
-                       f'max_pixels={self.max_pixels}')
+    self._check(counts.max(), names[counts.argmax()])
     width = min(size for size in self.buckets if size >= counts.max())
     patches = np.zeros((len(images), width, self.patch_dim), np.float32)
     for row, (mine, name) in enumerate(zip(images, names, strict=True)):
@@ -157,6 +154,13 @@ class Processor:
         found = np.concatenate([_of(name, self.patches, image) for image in mine])
         patches[row, :len(found)] = found
     return grid, patches
+
+  def _check(self, patches: int, name: str) -> None:
+    if patches > max(self.buckets):
+      raise ValueError(f'the images of problem {name!r} have {patches} patches, more '
+                       f'than the largest of sampling.patch_buckets={self.buckets}: '
+                       'add a larger one, or lower policy.vision.max_pixels='
+                       f'{self.max_pixels}')
 
 
 def read_config(folder: str) -> dict:

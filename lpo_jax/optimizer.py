@@ -2,6 +2,7 @@
 
 AdamW behind a global-norm clip. Decay acts on matrices only: norms and biases are
 named, not guessed from their rank, because stacked layers raise every rank by one.
+A vision tower takes its own multiple of the learning rate.
 Moments and weights in bfloat16 are computed in float32 and rounded stochastically, up
 or down with probabilities that make the mean exact: rounded to nearest, a step of 1e-6
 would never move a weight of 0.02, nor a decay of 0.999 a moment.
@@ -33,6 +34,7 @@ class OptimizerConfig:
   moment_dtype: str = 'float32'
   weight_decay: float = 0.1
   clip_norm: float | None = 1.0
+  vision_multiplier: float = 1.0  # of the learning rate, for a vision tower
 
   def __post_init__(self):
     if self.schedule not in SCHEDULES:
@@ -46,6 +48,9 @@ class OptimizerConfig:
     if self.moment_dtype not in MOMENT_DTYPES:
       raise ValueError(f'optimizer.moment_dtype={self.moment_dtype!r}: choose one of '
                        f'{", ".join(MOMENT_DTYPES)}')
+    if self.vision_multiplier < 0:
+      raise ValueError(f'optimizer.vision_multiplier={self.vision_multiplier}: must be '
+                       'at least 0')
     if not self.learning_rate > 0:
       raise ValueError(f'optimizer.learning_rate={self.learning_rate}: must be > 0')
 
@@ -72,6 +77,8 @@ def build(config: OptimizerConfig) -> optax.GradientTransformation:
   adamw = optax.adamw(schedule(config), b1=config.b1, b2=config.b2, eps=config.eps,
                       weight_decay=config.weight_decay, mask=decays)
   adamw = _with_moments_in(adamw, jnp.dtype(config.moment_dtype))
+  if config.vision_multiplier != 1:
+    adamw = optax.chain(adamw, _scaled_vision(config.vision_multiplier))
   if config.clip_norm is None:
     return adamw
   return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
@@ -84,6 +91,16 @@ def decays(params):
     return 'norm' not in name and 'bias' not in name
 
   return jax.tree_util.tree_map_with_path(leaf, params)
+
+
+def _scaled_vision(multiplier: float) -> optax.GradientTransformation:
+  """Multiply the updates of a policy's vision tower."""
+  def leaf(path, update):
+    inside = getattr(path[0], 'name', None) == 'vision'
+    return update * multiplier if inside else update
+
+  return optax.stateless(
+    lambda updates, _: jax.tree_util.tree_map_with_path(leaf, updates))
 
 
 def apply_updates(params, updates, count):

@@ -11,7 +11,7 @@ from typing import Protocol
 import jax
 import numpy as np
 
-from lpo_jax import hosts, rollout, tasks
+from lpo_jax import hosts, rollout, sampler, tasks
 from lpo_jax import policy as policies
 from lpo_jax import tokenizer as tokenizers
 from lpo_jax.types import Mean, Problem
@@ -75,17 +75,19 @@ def ask(policy: policies.Policy, problems: Sequence[Problem], start: int, batch:
     What waits for the outcomes, on every process, and the verifier's metrics.
   """
   short = batch - len(problems)  # filled up, so that one shape serves all
-  prompt, mask = rollout.encode(problems + problems[:1] * short, tokenizer,
-                                sampling.prompt_buckets)
+  prompt, mask, images = rollout.encode(problems + problems[:1] * short, tokenizer,
+                                        sampling)
+  if images is not None:  # once for all rounds
+    images = sampler.encode(policy, hosts.place(images, mesh))
   row_ids = np.arange(start, start + batch, dtype=np.int32)
   rows = hosts.own_rows(batch, mesh)
   rows = rows[rows < len(problems)]
   own = [problems[row] for row in rows]
   texts, ended, lengths = ([[] for _ in own] for _ in range(3))
   for index in range(-(-count // sampling.samples_per_prompt)):
-    rollouts = hosts.local(
-      rollout.sample(policy, prompt, mask, jax.random.fold_in(key, index), sampling,
-                     tokenizer, mesh, row_ids), mesh)
+    rollouts = rollout.sample(policy, prompt, mask, jax.random.fold_in(key, index),
+                              sampling, tokenizer, mesh, row_ids, images)
+    rollouts = hosts.local(rollouts.replace(images=None), mesh)
     for known, more in (
         (texts, rollout.decode(rollouts, tokenizer)),
         (ended, rollout.stopped(rollouts, tokenizer.stop_tokens).tolist()),

@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lpo_jax import hosts, sampler, sharding, tasks
+from lpo_jax import hosts, images, prompts, sampler, sharding, tasks
 from lpo_jax import metrics as metrics_lib
 from lpo_jax import policy as policies
 from lpo_jax import rewards as rewards_lib
 from lpo_jax import tokenizer as tokenizers
-from lpo_jax.types import Groups, Mean, Problem, Rollouts
+from lpo_jax.types import Groups, Images, Mean, Problem, Rollouts
 
 _VERDICT_ALONE = rewards_lib.Weights()
 
@@ -36,6 +36,7 @@ class SamplingConfig:
   prompts_at_once: int = 0  # whose responses are decoded at once; 0 for all
   prompt_buckets: tuple[int, ...] = (64, 128, 256, 512, 1024)
   unroll: bool = True
+  processor: images.Processor | None = None  # None: the policy reads text only
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,30 +50,31 @@ class Graded:
 
 
 def encode(problems: Sequence[Problem], tokenizer: tokenizers.Tokenizer,
-           buckets: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-  """Return the prompts' tokens i32[B, P], left-padded to a bucket, and their mask.
-
-  Raises:
-    ValueError: if a prompt fits no bucket; names the problem.
-  """
-  return tokenizers.pad_prompts(
-    [tokenizer.encode(problem.prompt) for problem in problems], buckets,
-    tokenizer.pad_id, [problem.id for problem in problems])
+           config: SamplingConfig) -> prompts.Prompts:
+  """Return the problems' prompts; see `prompts.encode`."""
+  return prompts.encode(problems, tokenizer, config.prompt_buckets, config.processor)
 
 
 def sample(policy: policies.Policy, prompt: np.ndarray, prompt_mask: np.ndarray,
            key: jax.Array, config: SamplingConfig, tokenizer: tokenizers.Tokenizer,
-           mesh: jax.sharding.Mesh, row_ids: np.ndarray | None = None) -> Rollouts:
-  """Sample K responses to each encoded prompt, on the mesh."""
+           mesh: jax.sharding.Mesh, row_ids: np.ndarray | None = None,
+           images: Images | None = None) -> Rollouts:
+  """Sample K responses to each encoded prompt, on the mesh.
+
+  Images are patches on the host, or have been encoded (`sampler.encode`).
+  """
   if row_ids is None:
     row_ids = np.arange(len(prompt), dtype=np.int32)
   prompt, prompt_mask, row_ids = hosts.place((prompt, prompt_mask, row_ids), mesh)
+  if images is not None and images.features is None:
+    images = hosts.place(images, mesh)
   return sampler.sample(
     policy, prompt, prompt_mask, key, row_ids=row_ids,
     samples_per_prompt=config.samples_per_prompt, max_new_tokens=config.max_new_tokens,
     temperature=config.temperature, stop_tokens=tokenizer.stop_tokens,
     top_k=config.top_k, top_p=config.top_p, pad_token=tokenizer.pad_id,
-    chunk=config.chunk, prompts_at_once=config.prompts_at_once, unroll=config.unroll)
+    chunk=config.chunk, prompts_at_once=config.prompts_at_once, unroll=config.unroll,
+    images=images)
 
 
 def decode(rollouts: Rollouts, tokenizer: tokenizers.Tokenizer) -> list[list[str]]:
@@ -179,12 +181,13 @@ def collect(policy: policies.Policy, problems: Sequence[Problem], key: jax.Array
   at_once = config.prompts_at_once or len(problems)
   parts, waiting = [], []
   with phases('sample'):
-    prompt, mask = encode(problems, tokenizer, config.prompt_buckets)
+    encoded = encode(problems, tokenizer, config)
     for start in range(0, len(problems), at_once):
       rows = np.arange(start, start + at_once, dtype=np.int32)
-      parts.append(sample(policy, prompt[rows], mask[rows], key, config, tokenizer,
-                          mesh, rows))
-      own = hosts.local(parts[-1], mesh)
+      part = jax.tree.map(lambda x, rows=rows: x[rows], encoded)
+      parts.append(sample(policy, part.tokens, part.mask, key, config, tokenizer, mesh,
+                          rows, part.images))
+      own = hosts.local(parts[-1].replace(images=None), mesh)
       rows = rows[hosts.own_rows(at_once, mesh)]
       asked = [problems[row] for row in rows]
       waiting.append((rows, asked, own,

@@ -21,6 +21,8 @@ from lpo_jax import compaction, hosts, sharding
 from lpo_jax import policy as policies
 from lpo_jax.types import Array, Images, Rollouts
 
+_ENCODED_AT_ONCE = 8  # prompts whose images are encoded at once, on each shard
+
 
 class _Choice(NamedTuple):
   """How a token is chosen from logits."""
@@ -58,8 +60,9 @@ def sample(policy: policies.Policy, prompt: Array, prompt_mask: Array, key: Arra
     images: of the prompts; encoded here, once for the K responses, if they are not.
 
   Returns:
-    Rollouts; `logprobs` are under the distribution sampled from, after temperature,
-    top_k and top_p (so 0 everywhere when temperature is 0).
+    Rollouts, whose images are encoded where the tower is frozen; `logprobs` are under
+    the distribution sampled from, after temperature, top_k and top_p (so 0 everywhere
+    when temperature is 0).
 
   Raises:
     ValueError: if a size or a setting is out of range.
@@ -68,7 +71,10 @@ def sample(policy: policies.Policy, prompt: Array, prompt_mask: Array, key: Arra
          prompts_at_once)
   if row_ids is None:
     row_ids = np.arange(prompt.shape[0], dtype=np.int32)
-  inputs = (prompt, prompt_mask, row_ids, images)
+  encoded = None if images is None else encode(policy, images)
+  if images is not None and policy.config.vision_is_frozen:
+    images = encoded
+  inputs = (prompt, prompt_mask, row_ids, encoded)
   count = prompt.shape[0] // (prompts_at_once or prompt.shape[0])
   shape = (prompt.shape[0] // count, samples_per_prompt, max_new_tokens)
   choice = _Choice(jnp.float32(temperature or 1.0),
@@ -112,6 +118,22 @@ def _responses(policy, inputs, key, choice, shape, chunk, settings):
     rows, out = _decode(policy, rows, out, places, choice, steps=steps, **settings)
     start += steps
   return out
+
+
+@jax.jit
+def encode(policy: policies.Policy, images: Images) -> Images:
+  """Return images with their tokens' vectors instead of patches, some rows at a time.
+
+  As they are if they have been encoded.
+  """
+  size = _ENCODED_AT_ONCE * sharding.batch_shards()
+  rows = images.grid.shape[0]
+  if images.features is not None or rows <= size or rows % size:
+    found = policy.encode(images)
+  else:
+    found = sharding.joined(jax.lax.map(policy.encode,
+                                        sharding.split(images, rows // size)))
+  return jax.tree.map(sharding.constrain_batch, found)
 
 
 @functools.partial(jax.jit, static_argnames='count')

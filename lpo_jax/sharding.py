@@ -161,8 +161,13 @@ def split(tree, count: int):
 
 def join(parts):
   """Return the [B, ...] arrays whose `split` the parts are."""
+  return joined(jax.tree.map(lambda *xs: jnp.stack(xs), *parts))
+
+
+def joined(tree):
+  """Return the [B, ...] arrays whose `split` a tree is."""
   return jax.tree.map(
-    lambda *xs: jnp.stack(xs, 1).reshape(-1, *xs[0].shape[1:]), *parts)
+    lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:]), tree)
 
 
 def constrain_batch(x):

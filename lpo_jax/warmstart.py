@@ -12,14 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lpo_jax import sequence, tasks
+from lpo_jax import images as images_lib
+from lpo_jax import prompts, sequence, tasks
 from lpo_jax import tokenizer as tokenizers
 from lpo_jax.types import Mean, Problem, Rollouts
 
 
 def demonstrations(problems: Sequence[Problem], task: tasks.base.Task,
                    tokenizer: tokenizers.Tokenizer, buckets: Sequence[int],
-                   width: int) -> Rollouts:
+                   width: int,
+                   processor: images_lib.Processor | None = None) -> Rollouts:
   """Return the problems' demonstrations as rollouts with K = 1.
 
   A demonstration that does not itself end in a stop token gets one.
@@ -30,13 +32,12 @@ def demonstrations(problems: Sequence[Problem], task: tasks.base.Task,
     tokenizer: of the policy.
     buckets: allowed prompt widths.
     width: N.
+    processor: of images.
 
   Raises:
     ValueError: if a demonstration has more than N tokens; names the problem.
   """
-  prompt, prompt_mask = tokenizers.pad_prompts(
-    [tokenizer.encode(problem.prompt) for problem in problems], buckets,
-    tokenizer.pad_id, [problem.id for problem in problems])
+  prompt, prompt_mask, images = prompts.encode(problems, tokenizer, buckets, processor)
   response = np.full((len(problems), 1, width), tokenizer.pad_id, np.int32)
   mask = np.zeros(response.shape, bool)
   for row, problem in enumerate(problems):
@@ -49,7 +50,7 @@ def demonstrations(problems: Sequence[Problem], task: tasks.base.Task,
     response[row, 0, :len(tokens)] = tokens
     mask[row, 0, :len(tokens)] = True
   return Rollouts(prompt, prompt_mask, response, mask,
-                  np.zeros(response.shape, np.float32))
+                  np.zeros(response.shape, np.float32), images)
 
 
 def make_step(optimizer: optax.GradientTransformation, chunk: int = 0):

@@ -25,7 +25,7 @@ LAYERS = (
     'exact', 'objective', 'sequence', 'sharding', 'optimizer', 'tokenizer', 'metrics',
     'phases', 'manifest', 'hardware', 'allocator', 'hosts', 'hub', 'rewards', 'images',
   },
-  {'sampler', 'compaction', 'tasks', 'policy'},
+  {'sampler', 'compaction', 'tasks', 'policy', 'prompts'},
   {
     'evaluate', 'rollout', 'update', 'microbatch', 'warmstart', 'checkpoint', 'curves',
     'workdir', 'roofline', 'knobs', 'outcomes', 'records',
@@ -58,7 +58,7 @@ SIDEWAYS = {
 }
 TOOLS = {'main', 'train', 'report', 'view', 'ahead'}  # offline, and at the top
 FILES = TOOLS | {
-  'checkpoint', 'metrics', 'curves', 'workdir', 'records', 'tokenizer',
+  'checkpoint', 'metrics', 'curves', 'workdir', 'records', 'tokenizer', 'images',
   'policy.pretrained', 'policy.export',
 }
 EFFECTS = {  # what only some modules may do -> those modules, packages by name

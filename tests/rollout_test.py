@@ -50,7 +50,8 @@ def test_verdicts_and_diagnostics_are_kept_for_every_response():
 def test_a_prompt_longer_than_every_bucket_is_named():
   problems = [Problem('1 2 : 3 >', None, 'short'), Problem('1 ' * 20, None, 'long')]
   with pytest.raises(ValueError, match="'long' has 21 tokens; .* 16"):
-    rollout.encode(problems, tokenizer.get('countdown'), (8, 16))
+    rollout.encode(problems, tokenizer.get('countdown'),
+                   rollout.SamplingConfig(prompt_buckets=(8, 16)))
 
 
 def test_stopped_means_a_stop_token_was_sampled():

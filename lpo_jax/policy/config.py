@@ -129,6 +129,11 @@ class PolicyConfig:
           f'{rows} x {columns}: lower it, or leave {name} out of policy.lora.targets')
 
   @property
+  def vision_is_frozen(self) -> bool:
+    """Return whether there is a vision tower that is not trained."""
+    return self.vision is not None and (self.vision.frozen or self.lora is not None)
+
+  @property
   def matrix_shapes(self) -> dict[str, tuple[int, int]]:
     """Return [D, F] of each of a block's MATRICES."""
     queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim

@@ -1,11 +1,10 @@
 """Between Hugging Face's config.json and `PolicyConfig`, both ways.
 
 Reads what transformers 4 writes (`rope_theta` and `rope_scaling` beside each other,
-`torch_dtype`) and what transformers 5 does (`rope_parameters`, `dtype`); absent keys
-mean what they mean there; the parts of a vision-language model stand side by side in
-the former, as `text_config` in the latter. Whatever this decoder would compute otherwise than
-transformers is refused by name. Written are the keys of transformers 4, which both
-read.
+`torch_dtype`) and what transformers 5 does (`rope_parameters`, `dtype`; the decoder of
+a vision-language model under `text_config`); absent keys mean what they mean there.
+Whatever this decoder would compute otherwise than transformers is refused by name.
+Written are the keys of transformers 4, which both read.
 """
 
 from typing import Any, NamedTuple

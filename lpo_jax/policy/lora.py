@@ -24,12 +24,10 @@ def split(policy):
 
   Trained are the adapters; without adapters everything, but a frozen vision tower.
   """
-  vision = policy.config.vision
-
   def is_trained(path) -> bool:
     if policy.config.lora is not None:
       return _is_adapter(path)
-    return vision is None or not vision.frozen or not is_vision(path)
+    return not (policy.config.vision_is_frozen and _is_vision(path))
 
   def cut(wanted):
     return jax.tree_util.tree_map_with_path(
@@ -80,7 +78,7 @@ def merge(weight: Array, down: Array, up: Array, scale: float) -> Array:
   return (weight.astype(jnp.float32) + scale * change).astype(weight.dtype)
 
 
-def is_vision(path) -> bool:
+def _is_vision(path) -> bool:
   """Return whether a leaf's path in a policy leads into its vision tower."""
   return getattr(path[0], 'name', None) == 'vision'
 

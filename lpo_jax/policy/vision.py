@@ -257,7 +257,7 @@ def _layout(grid: Array, patches: int, config: VisionConfig) -> Layout:
 
 
 def _angles(layout: Layout, config: VisionConfig) -> tuple[Array, Array]:
-  """Return cos and sin f32[B, M, d / 2]: rows turn the first half, columns the other."""
+  """Return cos and sin f32[B, M, d / 2]: rows turn half of the pairs, columns half."""
   half = config.head_dim // 2
   frequency = (THETA ** -(jnp.arange(0, half, 2) / half)).astype(jnp.float32)
   turns = [x[..., None].astype(jnp.float32) * frequency.reshape(1, 1, -1)

@@ -16,6 +16,8 @@ if typing.TYPE_CHECKING:
 _TASKS = {  # name (also the module) -> class
   'code': 'Code',
   'countdown': 'Countdown',
+  'figures': 'Figures',
+  'geometry3k': 'Geometry3k',
   'math': 'Math',
 }
 _MODULES = (*_TASKS, 'base', 'grading', 'sandbox')

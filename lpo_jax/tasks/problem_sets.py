@@ -42,6 +42,7 @@ class Question(NamedTuple):
   prompt: Any  # as `Problem.prompt`
   answer: Any  # what the verifier reads
   solution: str | None = None  # a response that earns reward 1, if the row has one
+  images: tuple | None = None  # as `Problem.images`
 
 
 class Dropped(Exception):
@@ -70,6 +71,8 @@ class Loaded:
     for problem in self.problems:
       line = json.dumps([problem.prompt, problem.answer], sort_keys=True)
       digest.update(line.encode() + b'\n')
+      for image in problem.images or ():
+        digest.update(image if isinstance(image, bytes) else image.encode())
     dropped = {reason: count for reason, count in sorted(self.dropped.items()) if count}
     return {'place': self.place.place, 'split': self.place.split,
             'rows': len(self.problems) + sum(dropped.values()),
@@ -135,7 +138,8 @@ def load(name: str, place: ProblemSet, read: Callable[[dict], Question],
       continue
     except ValueError as error:
       raise ValueError(f'{place.place!r} row {number + 1}: {error}') from None
-    problem = Problem(question.prompt, question.answer, f'{name}-{number}')
+    problem = Problem(question.prompt, question.answer, f'{name}-{number}',
+                      question.images)
     found.problems.append(problem)
     found.texts.append(key(question.text))
     if question.solution is not None:

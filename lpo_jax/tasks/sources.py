@@ -135,7 +135,13 @@ def _rows(file: pathlib.Path) -> Iterator[dict]:
     if not isinstance(row, dict):
       raise ValueError(f'{file} row {number} is {str(row)[:60]!r}, not an object with '
                        'named fields')
-    yield row
+    yield _beside(row, file.parent)
+
+
+def _beside(row: dict, folder: pathlib.Path) -> dict:
+  """Return a row in which the path of an image leads from the file's folder."""
+  path = row.get('image')
+  return row | {'image': str(folder / path)} if isinstance(path, str) else row
 
 
 def _lines(file: pathlib.Path) -> Iterator[dict]:

@@ -1,8 +1,8 @@
 """Tiny checkpoints of Qwen2.5-VL and prompts with images, drawn by NumPy.
 
 Like `checkpoints`: the same bytes everywhere. One family is written as the hub has it
-(transformers 4: flat config.json, `visual.` and `model.` prefixes), one as transformers
-5 writes it (nested parts, `model.visual.` and `model.language_model.`), tied and untied.
+(transformers 4: flat config.json, `visual.` and `model.` prefixes), one as version 5
+writes it (nested parts, `model.visual.` and `model.language_model.`), tied and untied.
 """
 
 import numpy as np
