@@ -144,6 +144,11 @@ def write_json(path: str, value: Any) -> None:
   _replace(path, json.dumps(_plain(value), indent=2, allow_nan=False) + '\n')
 
 
+def write_text(path: str, text: str) -> None:
+  """Write one text file, whole or not at all."""
+  _replace(path, text)
+
+
 def write_rollouts(path: str, rows: Iterable[dict]) -> None:
   """Write one JSON object a line, the whole file or none of it."""
   lines = [json.dumps(_plain(row), allow_nan=False, ensure_ascii=False) for row in rows]

@@ -75,18 +75,16 @@ def ask(policy: policies.Policy, problems: Sequence[Problem], start: int, batch:
     What waits for the outcomes, on every process, and the verifier's metrics.
   """
   short = batch - len(problems)  # filled up, so that one shape serves all
-  prompt, mask, images = rollout.encode(problems + problems[:1] * short, tokenizer,
-                                        sampling)
-  if images is not None:  # once for all rounds
-    images = sampler.encode(policy, hosts.place(images, mesh))
+  asked = _encoded(policy, problems + problems[:1] * short, tokenizer, sampling, mesh)
   row_ids = np.arange(start, start + batch, dtype=np.int32)
   rows = hosts.own_rows(batch, mesh)
   rows = rows[rows < len(problems)]
   own = [problems[row] for row in rows]
   texts, ended, lengths = ([[] for _ in own] for _ in range(3))
   for index in range(-(-count // sampling.samples_per_prompt)):
-    rollouts = rollout.sample(policy, prompt, mask, jax.random.fold_in(key, index),
-                              sampling, tokenizer, mesh, row_ids, images)
+    rollouts = rollout.sample(policy, asked.tokens, asked.mask,
+                              jax.random.fold_in(key, index), sampling, tokenizer,
+                              mesh, row_ids, asked.images)
     rollouts = hosts.local(rollouts.replace(images=None), mesh)
     for known, more in (
         (texts, rollout.decode(rollouts, tokenizer)),
@@ -116,3 +114,11 @@ def ask(policy: policies.Policy, problems: Sequence[Problem], start: int, batch:
                       for name, mean in shared.metrics.items() if name not in _COSTS}
 
   return judged
+
+
+def _encoded(policy, problems, tokenizer, sampling, mesh):
+  """Return the problems' prompts, their images encoded once for all rounds."""
+  asked = rollout.encode(problems, tokenizer, sampling)
+  if asked.images is None:
+    return asked
+  return asked._replace(images=sampler.encode(policy, hosts.place(asked.images, mesh)))

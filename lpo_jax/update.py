@@ -33,7 +33,7 @@ def make_update(objective: Callable[[Group], Coefficients],
     groups = _kept(groups, config)
     if config.skip_flat_groups:
       groups = microbatch.pack(groups, config)
-    statistics = _batch_statistics(groups)
+    statistics = batch_statistics(groups)
     behavior = _behavior_logprobs(state.params, groups, config)
     batches = sharding.split((groups, behavior), config.updates_per_step)
 
@@ -72,7 +72,7 @@ def certify(policy, groups: Groups, temperature: Callable[[Group], jax.Array],
   rollouts = groups.rollouts
   logprobs = microbatch.logprobs(policy, rollouts, config)
   groups = _kept(groups, config)
-  statistics = _batch_statistics(groups)
+  statistics = batch_statistics(groups)
 
   def one(group: Group):
     scores = sequence.sequence_scores(group.logprobs, group.behavior_logprobs,
@@ -133,7 +133,7 @@ def _kept(groups: Groups, config: UpdateConfig) -> Groups:
   return groups.replace(keep=groups.keep & ~jax.vmap(geometry.is_flat)(groups.rewards))
 
 
-def _batch_statistics(groups: Groups):
+def batch_statistics(groups: Groups):
   """Return the mean reward and the std of group-centred rewards over kept groups."""
   mean = sequence.masked_mean(groups.rewards, groups.keep[:, None]
                               & jnp.ones_like(groups.rewards, bool))

@@ -6,6 +6,7 @@ DIR/eval.json what --mode=eval found.
 Each is written whole or not at all. Of several processes only the first writes.
 """
 
+import hashlib
 import json
 import os
 import pathlib
@@ -129,8 +130,24 @@ def write_groups(workdir: str, step: int, problems: Sequence[Problem],
     os.path.join(workdir, 'rollouts', f'step_{step:06d}.jsonl'),
     [{'step': step, 'id': problem.id, 'prompt': problem.prompt,
       'answer': problem.answer, 'responses': texts[i], 'rewards': rewards[i],
-      'target': target[i], 'policy_before': before[i], 'policy_after': after[i]}
-     for i, problem in enumerate(problems)])
+      'target': target[i], 'policy_before': before[i], 'policy_after': after[i],
+      **_images(workdir, problem)} for i, problem in enumerate(problems)])
+
+
+def _images(workdir: str, problem: Problem) -> dict:
+  """Write a problem's images beside its group; return their names, if it has some."""
+  names = []
+  for image in problem.images or ():
+    data = image if isinstance(image, bytes) else pathlib.Path(image).read_bytes()
+    name = pathlib.Path('images', hashlib.sha256(data).hexdigest()[:16])
+    path = pathlib.Path(workdir, 'rollouts', name)
+    if not path.exists():
+      path.parent.mkdir(parents=True, exist_ok=True)
+      partial = path.with_name(f'.{path.name}.tmp')
+      partial.write_bytes(data)
+      os.replace(partial, path)
+    names.append(str(name))
+  return {'images': names} if names else {}
 
 
 def keep_evidence(workdir: str, step: int, groups: Groups) -> str:

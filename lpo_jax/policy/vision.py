@@ -53,7 +53,8 @@ class Block(nnx.Module):
     depth_scale = (2 * config.layers) ** -0.5
 
     def matrix(*shape, scale=1.0):
-      return nnx.Param(0.02 * scale * jax.random.normal(next(keys), shape, dtype))
+      std = scale * shape[0] ** -0.5
+      return nnx.Param(std * jax.random.normal(next(keys), shape, dtype))
 
     def zeros(*shape):
       return nnx.Param(jnp.zeros(shape, dtype))
@@ -101,7 +102,7 @@ class Tower(nnx.Module):
   """Patches of images to vectors as wide as the decoder's."""
 
   def __init__(self, config: VisionConfig, out_width: int, dtype, key: Array):
-    """Initialise from scratch, as the decoder is.
+    """Initialise from scratch: normal, variance 1 / fan-in, residuals less by depth.
 
     Args:
       config: sizes.
@@ -112,7 +113,8 @@ class Tower(nnx.Module):
     keys, inner = jax.random.split(key, 4), config.unit * config.width
 
     def matrix(key, rows, columns):
-      return nnx.Param(0.02 * jax.random.normal(key, (rows, columns), dtype))
+      std = rows ** -0.5
+      return nnx.Param(std * jax.random.normal(key, (rows, columns), dtype))
 
     self.patch = matrix(keys[0], config.patch_dim, config.width)
     self.blocks = jax.vmap(lambda k: Block(config, dtype, k))(

@@ -18,6 +18,7 @@ from lpo_jax.tasks import base, geometry3k
 
 KINDS = ('segment', 'angle')
 WIDTH, HEIGHT = 96, 72  # pixels
+_GREY = (123, 117, 104)  # what normalisation takes to 0
 _SEGMENT, _ANGLES = range(1, 10), range(20, 161, 10)
 
 
@@ -92,16 +93,17 @@ def draw(kind: str, numbers: Sequence[int], rng: random.Random) -> bytes:
     rng: decides place, tilt and size.
   """
   from PIL import Image, ImageDraw, ImageFont
-  image = Image.new('RGB', (WIDTH, HEIGHT), 'white')
+  image = Image.new('RGB', (WIDTH, HEIGHT), _GREY)
   pen = ImageDraw.Draw(image)
-  font = ImageFont.load_default(size=rng.choice((17, 18, 19)))
+  font = ImageFont.load_default(size=18)
 
   def write(text, x, y):
-    pen.text((x, y), text, fill='black', font=font, anchor='mm')
+    place = x + rng.uniform(-1, 1), y + rng.uniform(-1, 1)
+    pen.text(place, text, fill='black', font=font, anchor='mm')
 
   tilt, left, right = rng.uniform(-4, 4), rng.uniform(4, 10), rng.uniform(86, 92)
   if kind == 'segment':
-    low, cut = rng.uniform(40, 52), rng.uniform(42, 54)
+    low, cut = rng.uniform(40, 46), rng.uniform(44, 52)
 
     def at(x):
       return low + tilt * (x - WIDTH / 2) / WIDTH
@@ -109,18 +111,18 @@ def draw(kind: str, numbers: Sequence[int], rng: random.Random) -> bytes:
     pen.line((left, at(left), right, at(right)), fill='black', width=2)
     for x in (left, cut, right):
       pen.line((x, at(x) - 4, x, at(x) + 4), fill='black', width=2)
-    for number, x in zip(numbers, ((left + cut) / 2, (cut + right) / 2), strict=True):
-      write(str(number), x + rng.uniform(-4, 4), at(x) - 15)
-    write('x', WIDTH / 2 + rng.uniform(-6, 6), low + 15)
+    for number, x in zip(numbers, (27, 69), strict=True):
+      write(str(number), x, 22)
+    write('x', 48, 60)
   else:
-    low, foot = rng.uniform(56, 64), rng.uniform(40, 56)
-    slope = math.radians(rng.uniform(70, 110))
-    pen.line((left, low, right, low), fill='black', width=2)
+    low, foot = rng.uniform(60, 66), rng.uniform(44, 52)
+    slope = math.radians(rng.uniform(75, 105))
+    pen.line((left, low, right, low + tilt / 4), fill='black', width=2)
     pen.line((foot, low, foot + 50 * math.cos(slope), low - 50 * math.sin(slope)),
              fill='black', width=2)
     sides = [1, -1] if rng.random() < 0.5 else [-1, 1]
     for text, side in zip((str(numbers[0]), 'x'), sides, strict=True):
-      write(text, foot + side * 25 + rng.uniform(-2, 2), low - rng.uniform(16, 20))
+      write(text, 48 + side * 25, 46)
   file = io.BytesIO()
   image.save(file, 'PNG')
   return file.getvalue()
