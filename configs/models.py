@@ -37,7 +37,7 @@ POLICIES = {
   'bytes_tiny': PolicyConfig(
     vocab_size=260, width=64, layers=2, heads=2, kv_heads=1, head_dim=32,
     mlp_width=128, qk_norm=True),
-  # Reads drawn figures: 0.5 M parameters. Its vocabulary is experiments/samples/figures.
+  # Reads drawn figures, with the vocabulary of experiments/samples/figures.
   'figures_small': PolicyConfig(
     vocab_size=64, width=96, layers=3, heads=4, kv_heads=2, head_dim=24, mlp_width=192,
     qkv_bias=True, tied_embeddings=True, rope_sections=(4, 4, 4),

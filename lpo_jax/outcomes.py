@@ -76,7 +76,6 @@ def ask(policy: policies.Policy, problems: Sequence[Problem], start: int, batch:
   """
   short = batch - len(problems)  # filled up, so that one shape serves all
   asked = _encoded(policy, problems + problems[:1] * short, tokenizer, sampling, mesh)
-  row_ids = np.arange(start, start + batch, dtype=np.int32)
   rows = hosts.own_rows(batch, mesh)
   rows = rows[rows < len(problems)]
   own = [problems[row] for row in rows]
@@ -84,7 +83,8 @@ def ask(policy: policies.Policy, problems: Sequence[Problem], start: int, batch:
   for index in range(-(-count // sampling.samples_per_prompt)):
     rollouts = rollout.sample(policy, asked.tokens, asked.mask,
                               jax.random.fold_in(key, index), sampling, tokenizer,
-                              mesh, row_ids, asked.images)
+                              mesh, start + np.arange(batch, dtype=np.int32),
+                              asked.images)
     rollouts = hosts.local(rollouts.replace(images=None), mesh)
     for known, more in (
         (texts, rollout.decode(rollouts, tokenizer)),
@@ -97,7 +97,6 @@ def ask(policy: policies.Policy, problems: Sequence[Problem], start: int, batch:
   parts = [{'truncated': [not end for end in ends], 'lengths': sizes,
             'responses': mine if with_texts else []}
            for ends, sizes, mine in zip(ended, lengths, texts, strict=True)]
-
   verdicts = rollout.submit(task, own, texts)
 
   def judged():

@@ -28,8 +28,8 @@ section { display: flex; gap: 2em; margin: 2em 0; border-top: 1px solid #ccc }
 figure { margin: 1em 0; flex: 0 0 auto; max-width: 24em }
 img { max-width: 100%; image-rendering: auto; border: 1px solid #ddd; min-width: 12em }
 table { border-collapse: collapse; width: 100% }
-td, th { padding: .3em .6em; vertical-align: top; text-align: right; font-weight: normal }
-th { color: #555 } tr + tr { border-top: 1px solid #eee }
+td, th { padding: .3em .6em; vertical-align: top; text-align: right }
+th { color: #555; font-weight: normal } tr + tr { border-top: 1px solid #eee }
 td:last-child, th:last-child { text-align: left; white-space: pre-wrap; width: 100% }
 .bar { background: #0072b2; height: .25em } pre { white-space: pre-wrap }
 """

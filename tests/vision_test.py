@@ -18,7 +18,7 @@ from tests import tiny
 TOWER = policies.VisionConfig(
   width=16, layers=2, heads=2, mlp_width=12, patch_size=2, temporal_patch_size=1,
   window_size=8, full_blocks=(1,), image_token=12, start_token=11)
-GRIDS = np.array([[[1, 6, 10], [1, 2, 4]], [[0, 0, 0], [0, 0, 0]], [[2, 4, 4], [0] * 3]],
+GRIDS = np.array([[[1, 6, 10], [1, 2, 4]], [[0] * 3, [0] * 3], [[2, 4, 4], [0] * 3]],
                  np.int32)
 
 

@@ -45,7 +45,7 @@ def read(row: dict) -> Question:
     raise ValueError(f'the problem has {len(images)} images, but its text has '
                      f'{text.count(_IMAGE)} places for them')
   letters = [chr(ord('A') + i) for i in range(len(choices))]
-  gold = {'answer': str(answer), 'letter': row.get('answer_letter') if choices else None,
+  gold = {'answer': str(answer), 'letter': row.get('answer_letter'),
           'choices': dict(zip(letters, map(str, choices), strict=True))}
   asked = text
   if choices:
