@@ -16,7 +16,7 @@ import pathlib
 import jax
 
 from configs import base, meshes, models
-from lpo_jax import build, hardware, roofline
+from lpo_jax import build, footprint, hardware, roofline
 from lpo_jax.hardware import GIB
 
 SCRATCH = ('countdown_small', 'countdown_tiny', 'bench')  # policies no machine minds
@@ -80,7 +80,7 @@ def _estimate(policy: str, machine: str, task: str, rank: int) -> dict:
   at_once, found = config.prompts_per_step, []
   while at_once >= config.micro_prompts:  # one prompt a shard of the batch
     setting = setting_of(config_of(policy, machine, task, at_once, rank))
-    phases = roofline.memory(setting)
+    phases = footprint.memory(setting)
     largest = max(phases, key=lambda name: phases[name]['total'])
     found.append({
       'how': 'estimated', 'rank': rank, 'at_once': at_once, 'phase': largest,

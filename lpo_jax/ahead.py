@@ -19,9 +19,18 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 
 from configs import models
-from lpo_jax import build, hardware, knobs, programs, roofline, sampler, sharding
+from lpo_jax import (
+  build,
+  footprint,
+  hardware,
+  knobs,
+  programs,
+  roofline,
+  sampler,
+  sharding,
+)
 from lpo_jax.hardware import GIB
-from lpo_jax.types import Groups, Rollouts
+from lpo_jax.types import Groups, Images, Rollouts
 
 KINDS = ('params', 'optimizer', 'kv_cache', 'activations', 'total')
 _UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
@@ -109,8 +118,7 @@ def examine(config, devices, limit: float = 0.0) -> dict:
   kinds = _by_kind(compiled, held)
   largest = max(kinds.values(), key=lambda sizes: sizes['total'])
   work = {name: phase(setting) for name, phase in
-          (('prefill', roofline.prefill), ('decode', roofline.decode),
-           ('update', roofline.update))}
+          roofline.phases(parts.policy_config).items()}
   fits = None if not limit else largest['total'] <= limit
   return {
     'policy': config.policy.name, 'device': devices[0].device_kind,
@@ -118,7 +126,7 @@ def examine(config, devices, limit: float = 0.0) -> dict:
     'mesh': dict(parts.mesh.shape), 'limit': limit, 'fits': fits,
     'bytes_per_device': {kind: largest[kind] for kind in KINDS},
     'phases': kinds, 'programs': compiled,
-    'estimate': roofline.memory(setting),
+    'estimate': footprint.memory(setting),
     'work_per_device': {name: part._asdict() for name, part in work.items()},
     'predicted_s': chip and roofline.step(setting, chip),
     'knobs': [] if fits is not False else knobs.best(setting, chip),
@@ -151,7 +159,8 @@ def _compile_all(parts: build.Parts, setting: roofline.Setting):
   prompt, mask = batch((prompts, width)), batch((prompts, width), bool)
   groups = Groups(
     Rollouts(prompt, mask, batch(responses), batch(responses, bool),
-             batch(responses, jnp.float32)),
+             batch(responses, jnp.float32),
+             _images(setting, prompts, batch, setting.policy.vision_is_frozen)),
     batch((prompts, samples), jnp.float32), batch((prompts, samples), jnp.float32),
     batch((prompts,), bool))
   state, found = made.abstract, {}
@@ -161,7 +170,10 @@ def _compile_all(parts: build.Parts, setting: roofline.Setting):
       state.params, batch((*at_once, width)), batch((*at_once, width), bool),
       batch(at_once), parts.mesh,
       samples_per_prompt=samples, max_new_tokens=new, chunk=setting.chunk,
-      unroll=parts.sampling.unroll)
+      unroll=parts.sampling.unroll, images=_images(setting, *at_once, batch, True))
+    if setting.patches:
+      lowered['encode'] = lambda: sampler.encode.lower(
+        state.params, _images(setting, *at_once, batch, False))
     lowered['update'] = lambda: made.update.lower(state, groups)
     for name, lower in lowered.items():
       print(f'compiling {name} ...', file=sys.stderr, flush=True)
@@ -171,6 +183,18 @@ def _compile_all(parts: build.Parts, setting: roofline.Setting):
   rooms = sorted({room for _, room in sampler.capacities(new, setting.chunk)})[-2:]
   held['before_growing'] = held['cache'] * rooms[0] / new if len(rooms) > 1 else 0.0
   return found, held
+
+
+def _images(setting: roofline.Setting, prompts: int, batch, encoded: bool):
+  """Return the images of some prompts, one each, as shapes; None for text only."""
+  policy, patches = setting.policy, setting.patches
+  if not patches:
+    return None
+  grid = batch((prompts, 1, 3))
+  if encoded:
+    vectors = (prompts, patches // policy.vision.unit, policy.width)
+    return Images(grid, None, batch(vectors, jnp.dtype(policy.dtype)))
+  return Images(grid, batch((prompts, patches, policy.vision.patch_dim), jnp.float32))
 
 
 def _bytes(tree) -> int:
@@ -212,7 +236,7 @@ def _by_kind(compiled: dict, held: dict) -> dict[str, dict[str, float]]:
   found = {}
   full = held['prompt_kv'] + held['cache']
   caches = {'prefill': 0.0, 'decode': full, 'grow': full + held['before_growing'],
-            'update': 0.0}
+            'update': 0.0} | ({'encode': 0.0} if 'encode' in compiled else {})
   for name, cache in caches.items():
     program = compiled.get(name)
     kinds = {'params': held['params'], 'optimizer': held['optimizer'],
@@ -259,7 +283,7 @@ def _with_mesh(config, devices):
     except ValueError as error:
       refused = error
       continue
-    size = max(sizes['total'] for sizes in roofline.memory(setting).values())
+    size = max(sizes['total'] for sizes in footprint.memory(setting).values())
     spent = roofline.step(setting, chip)['step']['total'] if chip else size
     rank = (0, spent) if chip and size <= chip.memory else (1, size)
     if best is None or rank < best[0]:

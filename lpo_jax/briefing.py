@@ -7,7 +7,7 @@ the flag to change when something is off.
 
 from collections.abc import Sequence
 
-from lpo_jax import build, roofline, sharding
+from lpo_jax import build, footprint, roofline, sharding
 from lpo_jax.hardware import GIB
 
 
@@ -22,7 +22,7 @@ def opening(parts: build.Parts, prompts: int) -> str:
   table = batch_table(prompts, samples, cut.updates_per_step, cut.epochs,
                       cut.micro_prompts, cut.micro_responses, parts.mesh.size)
   lines = [f'the batch\n{table}', *map(problem_set, parts.described.items())]
-  for phase, kinds in roofline.memory(build.setting(parts, prompts)).items():
+  for phase, kinds in footprint.memory(build.setting(parts, prompts)).items():
     sizes = ', '.join(f'{kind} {size / GIB:.3f}' for kind, size in kinds.items())
     lines.append(f'memory on one device to {phase}, estimated GiB: {sizes}')
   if parts.policy_config.lora is not None:

@@ -148,7 +148,8 @@ def setting(parts: Parts, prompts: int) -> roofline.Setting:
     minibatches=cut.updates_per_step, epochs=cut.epochs,
     behavior_pass=cut.behavior == 'learner' and cut.updates > 1,
     moment_dtype=parts.optimizer.moment_dtype, data=shape['data'], fsdp=shape['fsdp'],
-    tensor=shape['tensor'])
+    tensor=shape['tensor'],
+    patches=max(sampling.processor.buckets) if sampling.processor else 0)
 
 
 def update_config(config) -> microbatch.UpdateConfig:

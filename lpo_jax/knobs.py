@@ -6,7 +6,7 @@ Every alternative is one flag; its effect is the difference of two estimates of
 
 import dataclasses
 
-from lpo_jax import roofline
+from lpo_jax import footprint, roofline
 from lpo_jax.policy import Lora
 
 
@@ -16,11 +16,11 @@ def best(setting: roofline.Setting, chip, count: int = 3) -> list[dict]:
   Each has `set` (the flag), `saves` (bytes on a device) and `slower`, the predicted
   seconds of a step with it over those without (None without a chip).
   """
-  now = max(sizes['total'] for sizes in roofline.memory(setting).values())
+  now = max(sizes['total'] for sizes in footprint.memory(setting).values())
   before = roofline.step(setting, chip)['step']['total'] if chip else None
   found = []
   for flags, changed in _alternatives(setting):
-    size = max(sizes['total'] for sizes in roofline.memory(changed).values())
+    size = max(sizes['total'] for sizes in footprint.memory(changed).values())
     after = roofline.step(changed, chip)['step']['total'] if chip else None
     found.append({'set': flags, 'saves': now - size,
                   'slower': after / before if chip else None})

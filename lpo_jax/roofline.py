@@ -5,7 +5,7 @@ A phase takes at least
 each per device; nothing runs faster, and real programs run slower (short messages
 have latencies, and not everything overlaps). Scans are multiplied out, which XLA's own
 `cost_analysis` does not do, and masked attention scores count, since they are computed.
-Memory is an estimate; `ahead` replaces it by the compiler's numbers where it compiles.
+What lives meanwhile is in `footprint`.
 """
 
 import dataclasses
@@ -39,6 +39,7 @@ class Setting:
   fsdp: int
   tensor: int
   prompts_at_once: int = 0  # of B, decoded at once; 0: all
+  patches: int = 0  # M, of a prompt's images
 
   @property
   def at_once(self) -> int:
@@ -95,14 +96,16 @@ def parameters(policy: PolicyConfig) -> tuple[int, int]:
     a_layer += 2 * policy.head_dim
   if policy.qkv_bias:
     a_layer += (policy.heads + 2 * policy.kv_heads) * policy.head_dim
-  return matrices, policy.layers * a_layer + policy.width
+  tower = policy.vision.parameters(policy.width) if policy.vision else (0, 0)
+  return matrices + tower[0], policy.layers * a_layer + policy.width + tower[1]
 
 
 def trained(policy: PolicyConfig) -> tuple[int, int]:
   """Count the parameters that are trained, and the bytes of each."""
   if policy.lora is not None:
     return policy.adapter_params, BYTES['float32']
-  return sum(parameters(policy)), BYTES[policy.param_dtype]
+  frozen = policy.vision.parameters(policy.width) if policy.vision_is_frozen else ()
+  return sum(parameters(policy)) - sum(frozen), BYTES[policy.param_dtype]
 
 
 def forward_flops(policy: PolicyConfig, sequences: int, tokens: int,
@@ -134,13 +137,29 @@ def kv_bytes(policy: PolicyConfig, tokens: int) -> float:
   return 2.0 * policy.layers * policy.kv_heads * policy.head_dim * tokens * size
 
 
+def encode(s: Setting, prompts: float | None = None) -> Work:
+  """Return the work of encoding the images of some prompts, by default of all."""
+  policy, prompts = s.policy, s.prompts if prompts is None else prompts
+  if policy.vision is None:
+    return Work(0.0, 0.0, 0.0, 0.0)
+  flops = prompts * policy.vision.forward_flops(s.patches, policy.width)
+  size = BYTES[policy.dtype]
+  weights = policy.vision.parameters(policy.width)[0] * size / s.tensor
+  passes = max(prompts / s.shards / sampler.ENCODED_AT_ONCE, 1.0)
+  rows = prompts / s.shards * s.patches * policy.vision.width * size
+  layers = policy.vision.layers
+  return Work(flops / s.devices, passes * weights + 12 * layers * rows,
+              passes * weights * (s.fsdp - 1) / s.fsdp,
+              4 * layers * rows * (s.tensor - 1) / s.tensor)
+
+
 def prefill(s: Setting) -> Work:
   """Return the work of prefilling all prompts."""
   blocks, attention = forward_flops(s.policy, s.prompts, s.prompt_width,
                                     _causal(s.prompt_width))
   flops = blocks + attention + logit_flops(s.policy, s.prompts)
   moved = _weights(s) + kv_bytes(s.policy, s.prompts * s.prompt_width) / (
-    s.shards * _kv_parts(s))
+    s.shards * kv_parts(s))
   tokens = s.prompts * s.prompt_width / s.shards
   return Work(flops / s.devices, moved, _gather(s), 2 * _reduce(s, tokens))
 
@@ -158,7 +177,7 @@ def decode(s: Setting) -> Work:
     flops = blocks + attention + logit_flops(policy, rows)
     cache = kv_bytes(policy, rows * capacity + s.at_once * s.prompt_width)
     logits = 4.0 * rows / s.shards * policy.vocab_size / s.tensor
-    moved = _weights(s) + cache / (s.shards * _kv_parts(s)) + 3 * logits
+    moved = _weights(s) + cache / (s.shards * kv_parts(s)) + 3 * logits
     step = Work(flops / s.devices, moved, _gather(s), 2 * _reduce(s, rows / s.shards))
     total += step.times(steps)
   return total.times(s.prompts / s.at_once)
@@ -194,7 +213,10 @@ def update(s: Setting) -> Work:
             ) * count / (sum(parameters(policy)) + policy.adapter_params)
   sent = (without + s.microbatches * looks) * _gather(s) + s.microbatches * reduce
   passed = 2 * _reduce(s, tokens) * (passes + s.epochs * looks)
-  return Work(flops / s.devices, moved, sent, passed)
+  found = Work(flops / s.devices, moved, sent, passed)
+  if policy.vision is None or policy.vision_is_frozen:
+    return found
+  return found + encode(s).times(passes + 4 * s.epochs)  # recomputed, then twice back
 
 
 def seconds(work: Work, chip: hardware.Chip) -> dict[str, float]:
@@ -204,76 +226,18 @@ def seconds(work: Work, chip: hardware.Chip) -> dict[str, float]:
   return parts | {'total': max(parts.values())}
 
 
+def phases(policy: PolicyConfig) -> dict:
+  """Return the phases of a step: name -> what counts its work."""
+  found = {'prefill': prefill, 'decode': decode, 'update': update}
+  return {'encode': encode} | found if policy.vision else found
+
+
 def step(s: Setting, chip: hardware.Chip) -> dict[str, dict[str, float]]:
   """Return `seconds` of every phase, and of the whole as `step`."""
-  found = {name: seconds(phase(s), chip) for name, phase in
-           (('prefill', prefill), ('decode', decode), ('update', update))}
+  found = {name: seconds(phase(s), chip) for name, phase in phases(s.policy).items()}
   found['step'] = {key: sum(phase[key] for phase in found.values())
                    for key in ('flops', 'memory', 'links', 'total')}
   return found
-
-
-def memory(s: Setting) -> dict[str, dict[str, float]]:
-  """Return estimated bytes on one device: {phase: {kind: bytes}}.
-
-  Phases are `sample` and `update`; kinds are `params`, `optimizer`, `kv_cache`,
-  `activations` and `total`. The optimiser's moments stay where they are meanwhile.
-  """
-  policy = s.policy
-  matrices, vectors = parameters(policy)
-  count = matrices / (s.fsdp * s.tensor) + vectors
-  params = own = count * BYTES[policy.param_dtype]  # own: of what is trained
-  if policy.lora is not None:  # A and B are split along one axis each
-    count = policy.adapter_params * (1 / s.fsdp + 1 / s.tensor) / 2
-    own = count * BYTES['float32']
-    params += own
-  moments = 2 * count * BYTES[s.moment_dtype]
-  prompts, sizes = s.at_once / s.shards, {}
-  rows = prompts * s.samples
-  caches = [capacity for _, capacity in sampler.capacities(s.new_tokens, s.chunk)]
-  held = sum(sorted(set(caches))[-2:])  # the old one and the new, while it grows
-  cache = kv_bytes(policy, rows * held + prompts * s.prompt_width)
-  logits = 4.0 * rows * policy.vocab_size / s.tensor
-  sizes['sample'] = {'kv_cache': cache / _kv_parts(s), 'activations':
-                     3 * logits + _one_layer(s)}
-  # Gradients of the minibatch and of the microbatch, and the new moments.
-  gradients = 2 * own + 4 * count
-  sizes['update'] = {'kv_cache': 0.0, 'activations': gradients + _kept(s)}
-  for kinds in sizes.values():
-    kinds |= {'params': params, 'optimizer': moments}
-    kinds['total'] = sum(kinds.values())
-  return sizes
-
-
-def _kept(s: Setting) -> float:
-  """Return the bytes a microbatch keeps for its backward pass, and works in."""
-  policy, size = s.policy, BYTES[s.policy.dtype]
-  prompts = max(s.micro_prompts / s.shards, 1)
-  rows = prompts * s.responses
-  tokens = rows * s.new_tokens + prompts * s.prompt_width
-  keys = s.prompt_width + s.new_tokens
-  block = blockwise.block_of(s.new_tokens)
-  scores = _stored(policy) * rows * policy.heads / s.tensor * block * keys
-  inner = (4 * policy.width + (3 * policy.heads * policy.head_dim
-                               + 4 * policy.mlp_width) / s.tensor) * size
-  stream = policy.width * size
-  if policy.sequence_sharding:
-    stream /= s.tensor
-  layers = policy.layers
-  kept = {'full': layers * tokens * stream, 'dots': layers * tokens * (stream + inner),
-          'none': layers * tokens * (stream + 2 * inner)}
-  positions = rows * (s.logprob_chunk or s.new_tokens)
-  logits = 3 * 4.0 * positions * policy.vocab_size / s.tensor
-  working = tokens * inner * 2 + scores * 4 * 4
-  return kept[policy.remat] + max(logits, working) + _one_layer(s)
-
-
-def _one_layer(s: Setting) -> float:
-  """Return the bytes of one layer's weights, gathered, or of the vocabulary's."""
-  policy = s.policy
-  tables = policy.vocab_size * policy.width
-  layer = (policy.matmul_params_per_token - tables) / policy.layers
-  return 2.0 * max(layer, tables) * BYTES[policy.dtype] / s.tensor * (s.fsdp > 1)
 
 
 def _causal(width: int) -> float:
@@ -281,12 +245,12 @@ def _causal(width: int) -> float:
   return (width + min(blockwise.block_of(width), width)) / 2
 
 
-def _stored(policy: PolicyConfig) -> bool:
+def stored(policy: PolicyConfig) -> bool:
   """Return whether attention's scores leave the chip: a kernel's do not."""
   return policy.attention == 'xla'
 
 
-def _kv_parts(s: Setting) -> int:
+def kv_parts(s: Setting) -> int:
   """Return into how many parts keys and values are split by head."""
   return math.gcd(s.tensor, s.policy.kv_heads)
 
@@ -314,6 +278,6 @@ def _activation_traffic(s: Setting, tokens: float) -> float:
   keys = s.prompt_width + _causal(s.new_tokens)
   a_token = 8 * policy.width + (4 * policy.heads * policy.head_dim
                                 + 4 * policy.mlp_width) / s.tensor
-  scores = _stored(policy) * policy.heads / s.tensor * keys * (4 + size)
+  scores = stored(policy) * policy.heads / s.tensor * keys * (4 + size)
   logits = 4.0 * policy.vocab_size / s.tensor
   return 2 * tokens * (policy.layers * (a_token * size + scores) + logits)

@@ -21,7 +21,7 @@ from lpo_jax import compaction, hosts, sharding
 from lpo_jax import policy as policies
 from lpo_jax.types import Array, Images, Rollouts
 
-_ENCODED_AT_ONCE = 8  # prompts whose images are encoded at once, on each shard
+ENCODED_AT_ONCE = 8  # prompts whose images are encoded at once, on each shard
 
 
 class _Choice(NamedTuple):
@@ -126,7 +126,7 @@ def encode(policy: policies.Policy, images: Images) -> Images:
 
   As they are if they have been encoded.
   """
-  size = _ENCODED_AT_ONCE * sharding.batch_shards()
+  size = ENCODED_AT_ONCE * sharding.batch_shards()
   rows = images.grid.shape[0]
   if images.features is not None or rows <= size or rows % size:
     found = policy.encode(images)

@@ -28,7 +28,7 @@ LAYERS = (
   {'sampler', 'compaction', 'tasks', 'policy', 'prompts'},
   {
     'evaluate', 'rollout', 'update', 'microbatch', 'warmstart', 'checkpoint', 'curves',
-    'workdir', 'roofline', 'knobs', 'outcomes', 'records',
+    'workdir', 'roofline', 'footprint', 'knobs', 'outcomes', 'records',
   },
   {'build', 'checks', 'briefing', 'programs', 'origin', 'suites'},
   {'train', 'ahead'},
@@ -45,6 +45,8 @@ SIDEWAYS = {
   ('records', 'outcomes'),
   ('records', 'rollout'),
   ('suites', 'build'),
+  ('footprint', 'roofline'),
+  ('knobs', 'footprint'),
   ('knobs', 'roofline'),
   ('sampler', 'compaction'),
   ('compaction', 'policy'),

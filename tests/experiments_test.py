@@ -14,7 +14,7 @@ import jax
 import pytest
 
 from configs import base, models, objectives, paper
-from lpo_jax import build, checks, roofline, tasks, train
+from lpo_jax import build, checks, footprint, tasks, train
 from lpo_jax import metrics as metrics_lib
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -182,6 +182,6 @@ def test_full_variants_are_estimated_to_fit_their_machine(name, variant):
   config.policy.path = ''  # sizes alone
   mesh = jax.sharding.AbstractMesh(tuple(config.mesh.shape), tuple(config.mesh.axes))
   parts = build.plan(config, mesh)
-  sizes = roofline.memory(build.setting(parts, config.prompts_per_step))
+  sizes = footprint.memory(build.setting(parts, config.prompts_per_step))
   largest = max(kinds['total'] for kinds in sizes.values())
   assert math.prod(config.mesh.shape) == 8 and largest < 0.9 * 80e9, sizes

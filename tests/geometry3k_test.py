@@ -19,7 +19,8 @@ def hub(tmp_path):
   arrow = pytest.importorskip('pyarrow')
   from pyarrow import parquet
   (tmp_path / 'data').mkdir()
-  for split, sizes in (('train', ((40, 30), (50, 30), (60, 30))), ('test', ((50, 30),))):
+  for split, sizes in (('train', ((40, 30), (50, 30), (60, 30))),
+                       ('test', ((50, 30),))):
     rows = [HUB | {'images': [{'bytes': images_test.picture(size), 'path': None}]}
             for size in sizes]
     parquet.write_table(arrow.Table.from_pylist(rows),

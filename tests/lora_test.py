@@ -16,6 +16,7 @@ from experiments import countdown
 from lpo_jax import (
   build,
   checkpoint,
+  footprint,
   microbatch,
   objective,
   optimizer,
@@ -259,11 +260,11 @@ def test_the_estimate_counts_moments_and_gradients_of_adapters_alone():
                 for tree in (params, trained))
   plain = dataclasses.replace(
     setting, policy=dataclasses.replace(setting.policy, lora=None))
-  for phase, kinds in roofline.memory(setting).items():
+  for phase, kinds in footprint.memory(setting).items():
     assert kinds['params'] == whole
     assert kinds['optimizer'] == 2 * few
     if phase == 'update':  # two gradients and the new moments are smaller, too
-      saved = roofline.memory(plain)[phase]['activations'] - kinds['activations']
+      saved = footprint.memory(plain)[phase]['activations'] - kinds['activations']
       assert saved == 3 * (whole - few - few)
 
 

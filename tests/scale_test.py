@@ -37,7 +37,7 @@ def test_fewer_prompts_are_tried_until_they_fit():
   row = scale.estimate('qwen3_4b', 'one_80gb', 'countdown')
   assert row['fits'] and row['at_once'] < 128
   config = scale.config_of('qwen3_4b', 'one_80gb', 'countdown', 2 * row['at_once'])
-  sizes = scale.roofline.memory(scale.setting_of(config))
+  sizes = scale.footprint.memory(scale.setting_of(config))
   assert max(kinds['total'] for kinds in sizes.values()) > scale.MARGIN * row['limit']
 
 

@@ -68,7 +68,23 @@ class VisionConfig:
     """Count the weights of a block that each patch is multiplied with."""
     return 4 * self.width**2 + 3 * self.width * self.mlp_width
 
-  def merger_params(self, width: int) -> int:
-    """Count the weights that each token is multiplied with, for a decoder's width."""
+  def parameters(self, width: int) -> tuple[int, int]:
+    """Count the parameters in matrices, and in norms and biases.
+
+    Args:
+      width: of the decoder.
+    """
     inner = self.unit * self.width
-    return inner * (inner + width)
+    matrices = (self.patch_dim * self.width + self.layers * self.block_params
+                + inner * (inner + width))
+    a_layer = 7 * self.width + 2 * self.mlp_width
+    return matrices, self.layers * a_layer + self.width + inner + width
+
+  def forward_flops(self, patches: int, width: int) -> float:
+    """Return the operations of one row of patches, scores that are masked included."""
+    inner, full = self.unit * self.width, len(self.full_blocks)
+    weights = (self.patch_dim * self.width + self.layers * self.block_params
+               + inner * (inner + width) / self.unit)
+    beside = 3 * min(self.window**2 * self.unit, patches)  # see `vision`
+    keys = full * patches + (self.layers - full) * beside
+    return patches * (2.0 * weights + 4.0 * self.width * keys)

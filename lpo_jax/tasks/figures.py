@@ -95,7 +95,7 @@ def draw(kind: str, numbers: Sequence[int], rng: random.Random) -> bytes:
   from PIL import Image, ImageDraw, ImageFont
   image = Image.new('RGB', (WIDTH, HEIGHT), _GREY)
   pen = ImageDraw.Draw(image)
-  font = ImageFont.load_default(size=18)
+  font = ImageFont.load_default(size=24)
 
   def write(text, x, y):
     place = x + rng.uniform(-1, 1), y + rng.uniform(-1, 1)

@@ -1,0 +1,60 @@
+"""Bytes estimated from sizes: those of real parameters, and what each choice saves."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from configs import models
+from lpo_jax import footprint, sharding
+from tests import roofline_test, tiny
+
+
+def _changed(**fields):
+  return dataclasses.replace(roofline_test._ONE, **fields)
+
+
+@pytest.mark.parametrize('shape', [(1, 1, 1), (2, 2, 2), (1, 4, 2)])
+def test_params_and_moments_take_what_they_take_on_a_mesh(shape):
+  config = models.POLICIES['bench']
+  mesh = sharding.make_mesh(shape)
+  params = tiny.shapes(config)
+  places = sharding.state_shardings(params, mesh)
+  real = sum(4 * np.prod(place.shard_shape(leaf.shape)) for leaf, place in
+             zip(jax.tree.leaves(params), jax.tree.leaves(places), strict=True))
+  data, fsdp, tensor = shape
+  setting = _changed(policy=config, data=data, fsdp=fsdp, tensor=tensor)
+  for kinds in footprint.memory(setting).values():
+    assert kinds['params'] == pytest.approx(real)
+    assert kinds['optimizer'] == pytest.approx(2 * real)
+    assert kinds['total'] == pytest.approx(sum(
+      size for kind, size in kinds.items() if kind != 'total'))
+
+
+def _bytes(tree, mesh) -> float:
+  places = sharding.state_shardings(tree, mesh)
+  return sum(4 * np.prod(place.shard_shape(leaf.shape)) for leaf, place in
+             zip(jax.tree.leaves(tree), jax.tree.leaves(places), strict=True))
+
+
+@pytest.mark.parametrize('shape', [(1, 1, 1), (1, 2, 2)])
+def test_a_frozen_tower_has_no_moments_and_leaves_only_vectors(shape):
+  config = models.POLICIES['figures_small']
+  mesh, params = sharding.make_mesh(shape), tiny.shapes(config)
+  whole, tower = _bytes(params, mesh), _bytes(params.vision, mesh)
+  data, fsdp, tensor = shape
+  frozen = _changed(policy=config, patches=48, data=data, fsdp=fsdp, tensor=tensor)
+  trained = dataclasses.replace(frozen, policy=dataclasses.replace(
+    config, vision=dataclasses.replace(config.vision, frozen=False)))
+  found, more = footprint.memory(frozen), footprint.memory(trained)
+  for phase in ('sample', 'update'):
+    assert found[phase]['params'] == more[phase]['params'] == pytest.approx(whole)
+    assert found[phase]['optimizer'] == pytest.approx(2 * (whole - tower))
+    assert more[phase]['optimizer'] == pytest.approx(2 * whole)
+    assert more[phase]['activations'] > found[phase]['activations']
+
+
+def test_prompts_decoded_in_turn_hold_less():
+  whole, turns = (footprint.memory(_changed(prompts_at_once=n)) for n in (0, 1))
+  assert turns['sample']['kv_cache'] == pytest.approx(whole['sample']['kv_cache'] / 4)
