@@ -22,8 +22,8 @@ LAYERS = (
   {'types'},
   {'simplex', 'baselines'},
   {
-    'objective', 'sequence', 'sharding', 'optimizer', 'tokenizer', 'metrics', 'phases',
-    'manifest', 'hardware', 'allocator', 'hosts', 'hub', 'rewards',
+    'exact', 'objective', 'sequence', 'sharding', 'optimizer', 'tokenizer', 'metrics',
+    'phases', 'manifest', 'hardware', 'allocator', 'hosts', 'hub', 'rewards',
   },
   {'sampler', 'compaction', 'tasks', 'policy'},
   {
