@@ -21,8 +21,8 @@ LAYERS = (
   {'types'},
   {'simplex', 'baselines'},
   {
-    'objective', 'sequence', 'sharding', 'optimizer', 'tokenizer', 'metrics', 'phases',
-    'manifest', 'hardware', 'allocator', 'hosts', 'hub',
+    'exact', 'objective', 'sequence', 'sharding', 'optimizer', 'tokenizer', 'metrics',
+    'phases', 'manifest', 'hardware', 'allocator', 'hosts', 'hub',
   },
   {'sampler', 'compaction', 'tasks', 'policy'},
   {
