@@ -74,26 +74,12 @@ def ask(policy: policies.Policy, problems: Sequence[Problem], start: int, batch:
   Returns:
     What waits for the outcomes, on every process, and the verifier's metrics.
   """
-  short = batch - len(problems)  # filled up, so that one shape serves all
-  prompt, mask = rollout.encode(problems + problems[:1] * short, tokenizer,
-                                sampling.prompt_buckets)
-  row_ids = np.arange(start, start + batch, dtype=np.int32)
   rows = hosts.own_rows(batch, mesh)
   rows = rows[rows < len(problems)]
   own = [problems[row] for row in rows]
-  texts, ended, lengths = ([[] for _ in own] for _ in range(3))
-  for index in range(-(-count // sampling.samples_per_prompt)):
-    rollouts = hosts.local(
-      rollout.sample(policy, prompt, mask, jax.random.fold_in(key, index), sampling,
-                     tokenizer, mesh, row_ids), mesh)
-    for known, more in (
-        (texts, rollout.decode(rollouts, tokenizer)),
-        (ended, rollout.stopped(rollouts, tokenizer.stop_tokens).tolist()),
-        (lengths, jax.device_get(rollouts.response_mask).sum(axis=-1).tolist())):
-      for mine, its in zip(known, more, strict=False):
-        mine += its
-  texts, ended, lengths = ([mine[:count] for mine in known]
-                           for known in (texts, ended, lengths))
+  row_ids = np.arange(start, start + batch, dtype=np.int32)
+  texts, ended, lengths = _draw(policy, problems, row_ids, len(own), count, tokenizer,
+                                key, sampling, mesh)
   parts = [{'truncated': [not end for end in ends], 'lengths': sizes,
             'responses': mine if with_texts else []}
            for ends, sizes, mine in zip(ended, lengths, texts, strict=True)]
@@ -112,3 +98,22 @@ def ask(policy: policies.Policy, problems: Sequence[Problem], start: int, batch:
                       for name, mean in shared.metrics.items() if name not in _COSTS}
 
   return judged
+
+
+def _draw(policy, problems, row_ids, own, count, tokenizer, key, sampling, mesh):
+  """Return texts, whether they ended and lengths in tokens, each [own rows][count]."""
+  short = len(row_ids) - len(problems)  # filled up, so that one shape serves all
+  prompt, mask = rollout.encode(problems + problems[:1] * short, tokenizer,
+                                sampling.prompt_buckets)
+  drawn = [[[] for _ in range(own)] for _ in range(3)]
+  for index in range(-(-count // sampling.samples_per_prompt)):
+    rollouts = hosts.local(
+      rollout.sample(policy, prompt, mask, jax.random.fold_in(key, index), sampling,
+                     tokenizer, mesh, row_ids), mesh)
+    found = (rollout.decode(rollouts, tokenizer),
+             rollout.stopped(rollouts, tokenizer.stop_tokens).tolist(),
+             jax.device_get(rollouts.response_mask).sum(axis=-1).tolist())
+    for known, more in zip(drawn, found, strict=True):
+      for mine, its in zip(known, more, strict=False):
+        mine += its
+  return [[mine[:count] for mine in known] for known in drawn]
