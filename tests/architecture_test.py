@@ -27,11 +27,12 @@ LAYERS = (
   {'sampler', 'compaction', 'tasks', 'policy'},
   {
     'evaluate', 'rollout', 'update', 'microbatch', 'warmstart', 'checkpoint', 'curves',
-    'workdir', 'roofline', 'knobs',
+    'workdir', 'roofline', 'knobs', 'contrast', 'jobs', 'finished',
   },
   {'build', 'briefing', 'programs', 'origin'},
   {'train', 'ahead'},
   {'main', 'report', 'view'},
+  {'study'},
 )  # fmt: skip
 SIDEWAYS = {
   ('evaluate', 'rollout'),  # evaluation samples and verifies as training does
@@ -42,13 +43,16 @@ SIDEWAYS = {
   ('sampler', 'compaction'),
   ('compaction', 'policy'),
   ('briefing', 'build'),
+  ('jobs', 'workdir'),
+  ('finished', 'curves'),
   ('programs', 'build'),
   ('origin', 'build'),
   ('origin', 'programs'),
   ('tokenizer', 'hub'),
   ('update', 'microbatch'),
 }
-TOOLS = {'main', 'train', 'report', 'view', 'ahead'}  # offline, and at the top
+# Offline, and at the top.
+TOOLS = {'main', 'train', 'report', 'view', 'ahead', 'study', 'jobs'}
 FILES = TOOLS | {
   'checkpoint', 'metrics', 'curves', 'workdir', 'tokenizer', 'policy.pretrained',
   'policy.export',
@@ -57,7 +61,7 @@ EFFECTS = {  # what only some modules may do -> those modules, packages by name
   'print': TOOLS | {'tokenizer', 'hosts'},
   'log': TOOLS | {'checkpoint', 'metrics', 'phases', 'policy.pretrained', 'tasks'},
   'write files': FILES | {'tasks.sandbox'},  # the room of a program, removed after it
-  'read files': FILES | {'tasks'},
+  'read files': FILES | {'tasks', 'finished'},
 }
 UNTESTED = {'types', 'programs'}  # fields only; tested through train
 NAMELESS = {'utils', 'util', 'helpers', 'helper', 'common', 'misc'}
