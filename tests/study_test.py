@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from lpo_jax import finished, metrics, study
+from lpo_jax import build, finished, metrics, study
 
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = 'experiments/countdown.py:tiny'
@@ -132,3 +132,13 @@ def test_a_study_runs_to_its_report_and_says_its_commands(tmp_path):
   for name in ('reward/mean', 'response_length/mean', 'actor/entropy'):
     assert grpo[1][name] == fwd[1][name]  # the same samples at first
   assert grpo[0]['val/countdown/mean@4'] == fwd[0]['val/countdown/mean@4']
+
+
+@pytest.mark.parametrize('path', sorted((ROOT / 'experiments/studies').glob('*.py')),
+                         ids=lambda path: path.stem)
+def test_every_study_is_made_of_runs_that_can_be_built(path, tmp_path, monkeypatch):
+  found = study.load(str(path))
+  planned = study.plan(found, str(tmp_path), seeds=(0,))
+  assert len({job.config.to_json() for job in planned}) == len(planned)
+  for job in planned:
+    assert build.plan(job.config) is not None
