@@ -107,10 +107,10 @@ def get_config() -> ConfigDict:
 
   config.eval = ConfigDict()
   config.eval.every = 20  # steps; also before the first and after the last
-  config.eval.problems = 256  # of the test split
-  config.eval.samples = 16  # responses to each
+  config.eval.problems = 256  # of each set, from its top
+  config.eval.samples = 16  # n: responses to each; a set's own n counts before it
   config.eval.final_samples = 64  # the same, before the first step and after the last
-  config.eval.temperature = 1.0
+  config.eval.temperature = 1.0  # a set's own counts before it
   config.eval.pass_at = (1, 2, 4, 8, 16, 32, 64)  # k of pass@k, up to the samples
 
   config.checkpoint = ConfigDict()

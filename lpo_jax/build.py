@@ -11,6 +11,7 @@ import jax
 
 from configs import base, models
 from lpo_jax import (
+  evaluate,
   hosts,
   hub,
   microbatch,
@@ -38,9 +39,10 @@ class Parts:
   task: Any
   tokenizer: Any
   train_problems: Any
-  eval_sets: dict[str, Any]  # name -> held-out problems
+  eval_sets: dict[str, Any]  # name -> tasks.base.EvalSet
   sampling: rollout.SamplingConfig
   eval_sampling: rollout.SamplingConfig
+  evaluation: evaluate.EvalConfig  # as before the first step and after the last
   objective: objective.ObjectiveConfig
   optimizer: optimizer.OptimizerConfig
   warmstart: optimizer.OptimizerConfig | None
@@ -59,9 +61,9 @@ def build(config) -> Parts:
   tokenizer = _tokenizer(config, parts.weights, parts.policy_config.vocab_size)
   task = tasks.get(config.task.name, **config.task.options)
   train_problems = task.problems('train')
-  eval_sets = {name: problems[:config.eval.problems]
-               for name, problems in task.eval_sets().items()}
-  for problems in (*eval_sets.values(), train_problems[:CHECKED]):  # or raise, now
+  eval_sets = evaluate.held_out(task, config.eval.problems)
+  for problems in (*(held_out.problems for held_out in eval_sets.values()),
+                   train_problems[:CHECKED]):  # or raise, now
     rollout.encode(problems, tokenizer, parts.sampling.prompt_buckets)
   return dataclasses.replace(parts, task=task, tokenizer=tokenizer,
                              train_problems=train_problems, eval_sets=eval_sets)
@@ -106,6 +108,8 @@ def plan(config, mesh=None) -> Parts:
     train_problems=None, eval_sets=None,
     sampling=_sampling(config, config.sampling.temperature),
     eval_sampling=_sampling(config, config.eval.temperature),
+    evaluation=evaluate.EvalConfig(config.eval.samples, config.eval.final_samples,
+                                   tuple(config.eval.pass_at), config.prompts_per_step),
     objective=objective_config, optimizer=_optimizer(config),
     warmstart=_warmstart(config), update=updating, mesh=mesh,
     attention=attention)
@@ -268,6 +272,13 @@ def _warmstart(config) -> optimizer.OptimizerConfig | None:
     warmup_steps=config.warmstart.warmup_steps, schedule='cosine',
     decay_steps=config.warmstart.steps, b2=config.warmstart.b2,
     weight_decay=config.warmstart.weight_decay, clip_norm=config.warmstart.clip_norm)
+
+
+def training_problems(config, parts: Parts, step: int) -> list:
+  """Return the training problems of one step, from 1."""
+  indices = tasks.base.problem_indices(len(parts.train_problems), config.seed, step - 1,
+                                       config.prompts_per_step)
+  return [parts.train_problems[int(i)] for i in indices]
 
 
 def warmstart_batch(config, parts: Parts, step: int):

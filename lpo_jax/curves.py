@@ -7,6 +7,7 @@ width the axis states; validation numbers are drawn where they were measured.
 
 import collections
 import dataclasses
+import math
 import pathlib
 import re
 
@@ -109,12 +110,14 @@ def panels(rows: list[dict]) -> list[Panel]:
   for part in sorted({n.split('/')[1] for n in names if n.startswith('val/')}):
     for kind, unit in (('mean', 'mean reward'), ('pass', 'share of problems')):
       found = [
-        (count, int(match[1]), name)  # the best followed, of these the largest k
+        # The best followed, of these the sets' own n, or else the largest k.
+        (count, math.inf if match[1] == 'n' else int(match[1]), name)
         for name, count in names.items()
-        if (match := re.fullmatch(rf'val/{re.escape(part)}/{kind}@(\d+)', name))
+        if (match := re.fullmatch(rf'val/{re.escape(part)}/{kind}@(\d+|n)', name))
       ]
       if found:
-        _, size, name = max(found)
+        name = max(found)[-1]
+        size = name.rpartition('@')[2]
         shown.append(Panel(name, f'{part}, held out: {kind}@{size}', unit))
   training = (
     Panel('reward/mean', 'Training reward', 'mean reward'),

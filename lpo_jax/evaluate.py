@@ -4,20 +4,23 @@
                                          (Chen et al. 2021, arXiv:2107.03374)
   maj@n  = is the most frequent answer right?
 Standard errors are over problems: sd / sqrt(problems). A response counts as right when
-its reward is 1.
+its reward is 1. `val/average/` is the mean over sets, which weigh alike, of what all
+have; its mean@n, pass@n and maj@n, written with the letter, take each set at its own n.
 """
 
 import dataclasses
+import re
 from collections import Counter
 from collections.abc import Sequence
 
 import jax
 import numpy as np
 
-from lpo_jax import hosts, rollout, tasks
+from lpo_jax import metrics as metrics_lib
+from lpo_jax import outcomes as outcomes_lib
 from lpo_jax import policy as policies
+from lpo_jax import rollout, tasks
 from lpo_jax import tokenizer as tokenizers
-from lpo_jax.types import Problem
 
 RIGHT = 1.0
 
@@ -27,8 +30,41 @@ class EvalConfig:
   """What is measured."""
 
   samples: int = 16  # n
-  pass_at: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)  # k; those above n are left out
+  drawn: int = 0  # responses to each problem, if more than n
+  pass_at: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)  # k; those above `drawn` left out
   batch: int = 64  # problems decoded at once
+
+  @property
+  def responses(self) -> int:
+    """Responses to each problem."""
+    return max(self.samples, self.drawn)
+
+  def narrow(self) -> 'EvalConfig':
+    """Return the same with n responses to each problem and no more."""
+    return dataclasses.replace(self, drawn=0)
+
+
+def held_out(task: tasks.base.Task, most: int) -> dict[str, tasks.base.EvalSet]:
+  """Return the task's evaluation sets, each of its first `most` problems.
+
+  Raises:
+    ValueError: a set without problems, with a name that no file or metric can have,
+      or with an n or temperature that cannot be.
+  """
+  sets = {name: dataclasses.replace(found, problems=found.problems[:most])
+          for name, found in task.eval_sets().items()}
+  for name, found in sets.items():
+    if name == 'average' or not re.fullmatch(r'\w[\w.-]*', name):
+      raise ValueError(f'evaluation set {name!r}: give it a name of letters, digits, '
+                       "'_', '.' and '-', and not 'average'")
+    samples, temperature = found.samples, found.temperature
+    if not len(found.problems) or (samples is not None and samples < 1) or (
+        temperature is not None and temperature < 0):
+      raise ValueError(
+        f'evaluation set {name!r} has {len(found.problems)} problems, samples={samples}'
+        f', temperature={temperature}: need at least one problem, samples >= 1 and '
+        "temperature >= 0, or None for the run's own")
+  return sets
 
 
 def pass_at_k(right: np.ndarray, samples: int, k: int) -> np.ndarray:
@@ -67,78 +103,124 @@ def majority_right(answers: Sequence[str | None], right: np.ndarray) -> float:
   return float(right[list(answers).index(winner)])
 
 
-def evaluate(policy: policies.Policy, problems: Sequence[Problem],
+def settings(asked: tasks.base.EvalSet, sampling: rollout.SamplingConfig,
+             config: EvalConfig) -> tuple[rollout.SamplingConfig, EvalConfig]:
+  """Return how one set is asked and measured: its own way before the run's."""
+  if asked.temperature is not None:
+    sampling = dataclasses.replace(sampling, temperature=asked.temperature)
+  if asked.samples is not None:
+    config = dataclasses.replace(config, samples=asked.samples, drawn=0)
+  at_once = min(sampling.samples_per_prompt, config.responses)
+  return dataclasses.replace(sampling, samples_per_prompt=at_once), config
+
+
+def evaluate(policy: policies.Policy, name: str, asked: tasks.base.EvalSet,
              task: tasks.base.Task, tokenizer: tokenizers.Tokenizer, key: jax.Array,
              sampling: rollout.SamplingConfig, config: EvalConfig,
-             mesh: jax.sharding.Mesh, mean_at: Sequence[int] = (),
-             name: str = '') -> dict[str, float]:
-  """Sample n responses to every problem and score them.
+             mesh: jax.sharding.Mesh, records: outcomes_lib.Records | None = None,
+             ) -> dict[str, float]:
+  """Sample responses to every problem of a set and score them.
 
-  The responses are drawn K at a time in the shapes that training compiled. A
-  problem's samples depend on (key, its index), not on the batch it falls into.
+  The responses are drawn K at a time, in the shapes that training compiled unless
+  fewer than K are asked for. A problem's samples depend on (key, its index), not on
+  the batch it falls into.
 
   Args:
     policy: to judge.
-    problems: held-out.
+    name: of the set.
+    asked: problems, and the set's own n and temperature if it has them.
     task: verifier.
     tokenizer: of the policy.
     key: PRNG key; the same key gives the same samples.
-    sampling: how to sample; its K is drawn per round.
+    sampling: how to sample.
     config: what to measure.
     mesh: where.
-    mean_at: also report mean@m and maj@m over the first m samples, for each m <= n.
-    name: of the set; '' for the task's.
+    records: where outcomes are kept, and those that need not be asked again.
 
   Returns:
-    name -> number, names as `val/<set>/mean@16`, `..._stderr`.
+    name -> number, names as `val/<set>/mean@16`, `..._stderr`; the task's diagnostics;
+    `truncated_frac` and `answer_missing_frac`, shares of the responses.
   """
-  rewards, answers, found = [], [], {}
-  for start in range(0, len(problems), config.batch):
-    batch = list(problems[start:start + config.batch])
-    graded, voted = _sample_batch(policy, batch, start, task, tokenizer, key, sampling,
-                                  config, mesh)
-    rewards.append(graded.rewards)
-    answers += voted
-    found = rollout.metrics_lib.merge(found, graded.metrics)
-  right = np.concatenate(rewards) >= RIGHT
-  scores = {}
-  for m in sorted({*mean_at, config.samples}):
-    if m <= config.samples:
-      scores[f'mean@{m}'] = right[:, :m].mean(axis=1)
-      scores[f'maj@{m}'] = np.array([majority_right(votes[:m], verdicts[:m])
-                                     for votes, verdicts in zip(answers, right,
-                                                                strict=True)])
-  for k in config.pass_at:
-    if k <= config.samples:
-      scores[f'pass@{k}'] = pass_at_k(right.sum(axis=1), config.samples, k)
-  prefix = f'val/{name or task.name}'
-  result = {}
-  for score, values in scores.items():
-    result[f'{prefix}/{score}'] = float(values.mean())
-    result[f'{prefix}/{score}_stderr'] = float(values.std() / np.sqrt(len(values)))
-  result |= {f'{prefix}/{key}': float(value) for key, value in found.items()}
+  sampling, config = settings(asked, sampling, config)
+  outcomes, metrics = ([], {}) if records is None else records.kept()
+  starts = range(len(outcomes), len(asked.problems), config.batch)
+  batches = [list(asked.problems[start:start + config.batch]) for start in starts]
+  waiting = (outcomes_lib.ask(
+    policy, batch, start, config.batch, config.responses, task, tokenizer, key,
+    sampling, mesh, records is not None)
+    for start, batch in zip(starts, batches, strict=True))
+  for batch, judged in zip(batches, outcomes_lib.one_behind(waiting), strict=True):
+    found, more = judged()
+    if records is not None:
+      records.add(batch, found, more)
+    outcomes += [dataclasses.replace(outcome, responses=[]) for outcome in found]
+    metrics = metrics_lib.merge(metrics, more)
+  numbers = {}
+  for score, values in scores(outcomes, config).items():
+    numbers[score] = float(values.mean())
+    numbers[f'{score}_stderr'] = float(values.std() / np.sqrt(len(values)))
+  numbers['truncated_frac'] = float(np.mean([o.truncated for o in outcomes]))
+  numbers['answer_missing_frac'] = float(np.mean(
+    [[vote is None for vote in o.votes] for o in outcomes]))
+  numbers |= {key: float(value) for key, value in metrics.items()}
+  return {f'val/{name}/{key}': value for key, value in numbers.items()}
+
+
+def scores(outcomes: Sequence[outcomes_lib.Outcome],
+           config: EvalConfig) -> dict[str, np.ndarray]:
+  """Return score -> f64[problems]: mean@m and maj@m at n and at all drawn, pass@k.
+
+  mean@m and maj@m are of the first m responses, pass@k is estimated from all.
+  """
+  right = np.array([outcome.rewards for outcome in outcomes]) >= RIGHT
+  drawn, result = config.responses, {}
+  for m in sorted({config.samples, drawn}):
+    result[f'mean@{m}'] = right[:, :m].mean(axis=1)
+    result[f'maj@{m}'] = np.array(
+      [majority_right(outcome.votes[:m], verdicts[:m])
+       for outcome, verdicts in zip(outcomes, right, strict=True)])
+  for k in sorted({*config.pass_at, config.samples, drawn}):
+    if k <= drawn:
+      result[f'pass@{k}'] = pass_at_k(right.sum(axis=1), drawn, k)
   return result
 
 
-def evaluate_sets(policy: policies.Policy, sets: dict[str, Sequence[Problem]], *args,
-                  **kwargs) -> dict[str, dict[str, float]]:
-  """Return set -> what `evaluate` says of it, and `average` if there are several."""
-  found = {name: evaluate(policy, problems, *args, name=name, **kwargs)
-           for name, problems in sets.items()}
-  return found | {'average': average(found)} if len(found) > 1 else found
+def evaluate_sets(policy: policies.Policy, sets: dict[str, tasks.base.EvalSet],
+                  task: tasks.base.Task, tokenizer: tokenizers.Tokenizer,
+                  key: jax.Array, sampling: rollout.SamplingConfig, config: EvalConfig,
+                  mesh: jax.sharding.Mesh,
+                  records: dict[str, outcomes_lib.Records] | None = None,
+                  ) -> dict[str, dict[str, float]]:
+  """Return set -> what `evaluate` says of it, and `average` if there are several.
+
+  `records` holds those of each set; None keeps nothing.
+  """
+  found = {name: evaluate(policy, name, asked, task, tokenizer, key, sampling,
+                          config, mesh, records and records[name])
+           for name, asked in sets.items()}
+  if len(found) == 1:
+    return found
+  return found | {'average': average(found, {
+    name: settings(asked, sampling, config)[1].samples
+    for name, asked in sets.items()})}
 
 
-def average(found: dict[str, dict[str, float]]) -> dict[str, float]:
+def average(found: dict[str, dict[str, float]],
+            samples: dict[str, int]) -> dict[str, float]:
   """Return `val/average/...`: the mean over sets of what every set has.
 
   Args:
     found: set -> what `evaluate` returned for it; sets weigh alike.
+    samples: set -> its n, at which mean@n, pass@n and maj@n take it.
 
   Returns:
     name -> number; standard errors are those of the mean of independent sets.
   """
-  rows = [{key.removeprefix(f'val/{name}/'): value for key, value in numbers.items()}
-          for name, numbers in found.items()]
+  rows = []
+  for name, numbers in found.items():
+    row = {key.removeprefix(f'val/{name}/'): value for key, value in numbers.items()}
+    rows.append(row | {f'{score}@n{end}': row[f'{score}@{samples[name]}{end}']
+                       for score in ('mean', 'pass', 'maj') for end in ('', '_stderr')})
   shared = [key for key in rows[0] if all(key in row for row in rows)]
   result = {}
   for key in shared:
@@ -147,27 +229,3 @@ def average(found: dict[str, dict[str, float]]) -> dict[str, float]:
             else values.mean())
     result[f'val/average/{key}'] = float(mean)
   return result
-
-
-def _sample_batch(policy, problems, start, task, tokenizer, key, sampling, config,
-                  mesh) -> tuple[rollout.Graded, list[list[str | None]]]:
-  """Return n graded responses to each of at most `config.batch` problems, and votes."""
-  short = config.batch - len(problems)  # filled up, so that one shape serves all
-  prompt, mask = rollout.encode(problems + problems[:1] * short, tokenizer,
-                                sampling.prompt_buckets)
-  row_ids = np.arange(start, start + config.batch, dtype=np.int32)
-  rows = hosts.own_rows(config.batch, mesh)
-  rows = rows[rows < len(problems)]
-  own = [problems[row] for row in rows]
-  texts = [[] for _ in own]
-  for index in range(-(-config.samples // sampling.samples_per_prompt)):
-    rollouts = rollout.sample(policy, prompt, mask, jax.random.fold_in(key, index),
-                              sampling, tokenizer, mesh, row_ids)
-    found = rollout.decode(hosts.local(rollouts, mesh), tokenizer)
-    for mine, more in zip(texts, found, strict=False):
-      mine += more
-  graded = rollout.grade(task, own, [mine[:config.samples] for mine in texts])
-  votes = [[task.answer(problem, text) for text in mine]
-           for problem, mine in zip(own, graded.texts, strict=True)]
-  return (rollout.share(graded, rows, len(problems)),
-          hosts.gather_rows(votes, rows, len(problems)))

@@ -6,6 +6,7 @@ its last validation and by its training numbers over the last tenth of its steps
 
 import dataclasses
 import json
+import math
 import pathlib
 import re
 
@@ -89,15 +90,15 @@ def _is_number(value) -> bool:
 
 def is_score(name: str) -> bool:
   """Return whether a number is a validation score, mean@, pass@ or maj@."""
-  return re.fullmatch(r'val/.+/(mean|pass|maj)@\d+', name) is not None
+  return re.fullmatch(r'val/.+/(mean|pass|maj)@(\d+|n)', name) is not None
 
 
 def order(name: str) -> tuple:
   """Return where a number stands: sets by name, means first, then the training's."""
   if not is_score(name):
     return (1, '', TRAINING.index(name), 0)
-  part, kind, count = re.fullmatch(r'val/(.+)/(\w+)@(\d+)', name).groups()
-  return (0, part, KINDS.index(kind), int(count))
+  part, kind, count = re.fullmatch(r'val/(.+)/(\w+)@(\w+)', name).groups()
+  return (0, part, KINDS.index(kind), math.inf if count == 'n' else int(count))
 
 
 def _is_run(path: pathlib.Path) -> bool:

@@ -73,10 +73,13 @@ def _run() -> int:
       return 0
   except (ValueError, FileNotFoundError) as error:
     return _refuse(error)
-  if _MODE.value == 'eval':
-    run.evaluate_only()
-  else:
+  if _MODE.value == 'train':
     run.train()
+    return 0
+  try:
+    run.evaluate_only()
+  except FileNotFoundError as error:
+    return _refuse(error)
   return 0
 
 

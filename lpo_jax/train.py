@@ -28,7 +28,7 @@ from lpo_jax import (
   policy,
   programs,
   rollout,
-  tasks,
+  suites,
 )
 from lpo_jax import metrics as metrics_lib
 from lpo_jax import workdir as workdirs
@@ -158,7 +158,7 @@ class Run:
   def _iterate(self, state, step: int, pending: Pending | None, bar):
     """Run one iteration; write the one before while the device is busy."""
     with self.phases('step'):
-      problems = self._problems(step)
+      problems = build.training_problems(self.config, self.parts, step)
       groups, graded = rollout.collect(
         state.params, problems, jax.random.fold_in(self._key(SAMPLE), step),
         self.parts.task, self.parts.tokenizer, self.parts.sampling, self.parts.mesh,
@@ -191,12 +191,6 @@ class Run:
       self._flush(pending)
       self._save(state, step, pending.numbers, force=last)
 
-  def _problems(self, step: int):
-    indices = tasks.base.problem_indices(len(self.parts.train_problems),
-                                         self.config.seed, step - 1,
-                                         self.config.prompts_per_step)
-    return [self.parts.train_problems[int(i)] for i in indices]
-
   def _flush(self, pending: Pending | None) -> None:
     """Write a pending line; keep evidence of a gradient that was not finite."""
     if pending is None:
@@ -219,19 +213,15 @@ class Run:
 
   def _evaluate(self, params, step: int, wide: bool) -> dict[str, float]:
     """Return the validation numbers; `wide` takes `eval.final_samples`."""
-    config = self.config.eval
-    samples = max(config.samples, config.final_samples) if wide else config.samples
-    measured = evaluate.EvalConfig(samples, tuple(config.pass_at),
-                                   self.config.prompts_per_step)
+    parts = self.parts
+    measured = parts.evaluation if wide else parts.evaluation.narrow()
     with self.phases('eval'):
       found = evaluate.evaluate_sets(
-        params, self.parts.eval_sets, self.parts.task, self.parts.tokenizer,
-        self._key(EVALUATE), self.parts.eval_sampling, measured, self.parts.mesh,
-        mean_at=(config.samples,))
-    for name, numbers in found.items():
-      key = f'val/{name}/mean@{config.samples}'
-      say(f'step {step}: {key} = {numbers[key]:.3f} +- {numbers[key + "_stderr"]:.3f}')
-    return {key: value for numbers in found.values() for key, value in numbers.items()}
+        params, parts.eval_sets, parts.task, parts.tokenizer, self._key(EVALUATE),
+        parts.eval_sampling, measured, parts.mesh)
+    for line in suites.headlines(found, parts):
+      say(f'step {step}: {line}')
+    return suites.flat(found)
 
   def _save(self, state, step: int, numbers: dict, force: bool = False) -> None:
     with self.phases('save'):
@@ -275,12 +265,17 @@ class Run:
       'final': _validation(numbers), **more})
 
   def evaluate_only(self) -> None:
-    """Evaluate the newest policy (`origin.newest`); write the summary."""
+    """Evaluate the newest policy (`origin.newest`): table, eval.json, summary."""
     with jax.set_mesh(self.parts.mesh):
       params, step = origin.newest(self.config, self.parts, self.programs, self.workdir,
                                    say)
-      self._summarise(step, self._evaluate(params, step, wide=True), mode='eval',
-                      init_from=self.config.init_from)
+      with self.phases('eval'):
+        found, report = suites.run(params, step, self.parts, self._key(EVALUATE),
+                                   self.plain_config, self.workdir, say)
+    if hosts.first():
+      print(suites.table(report), flush=True)
+    self._summarise(step, suites.flat(found), mode='eval',
+                    init_from=self.config.init_from)
     self.close()
 
   def export(self, folder: str) -> None:

@@ -1,7 +1,8 @@
 """The files of a run that are not numbers over time: whose it is, groups, summary.
 
 DIR/config.json names the owner; DIR/rollouts/ holds looks inside groups;
-DIR/skipped/ the evidence of gradients that were not finite; DIR/summary.json the end.
+DIR/skipped/ the evidence of gradients that were not finite; DIR/summary.json the end;
+DIR/eval.json what --mode=eval found.
 Each is written whole or not at all. Of several processes only the first writes.
 """
 
@@ -17,7 +18,7 @@ from lpo_jax import hosts, manifest
 from lpo_jax import metrics as metrics_lib
 from lpo_jax.types import Groups, Problem
 
-CONFIG, SUMMARY = 'config.json', 'summary.json'
+CONFIG, SUMMARY, EVAL = 'config.json', 'summary.json', 'eval.json'
 
 
 def claim(workdir: str, config: dict, override: bool) -> None:
@@ -104,6 +105,12 @@ def write_summary(workdir: str, summary: dict) -> None:
 
 
 @hosts.by_first
+def write_report(workdir: str, report: dict) -> None:
+  """Write DIR/eval.json."""
+  metrics_lib.write_json(os.path.join(workdir, EVAL), report)
+
+
+@hosts.by_first
 def write_groups(workdir: str, step: int, problems: Sequence[Problem],
                  texts: Sequence[Sequence[str]], rewards: np.ndarray,
                  simplexes: Sequence[np.ndarray]) -> None:
@@ -120,9 +127,10 @@ def write_groups(workdir: str, step: int, problems: Sequence[Problem],
   target, before, after = simplexes
   metrics_lib.write_rollouts(
     os.path.join(workdir, 'rollouts', f'step_{step:06d}.jsonl'),
-    [{'step': step, 'id': problem.id, 'prompt': problem.prompt, 'responses': texts[i],
-      'rewards': rewards[i], 'target': target[i], 'policy_before': before[i],
-      'policy_after': after[i]} for i, problem in enumerate(problems)])
+    [{'step': step, 'id': problem.id, 'prompt': problem.prompt,
+      'answer': problem.answer, 'responses': texts[i], 'rewards': rewards[i],
+      'target': target[i], 'policy_before': before[i], 'policy_after': after[i]}
+     for i, problem in enumerate(problems)])
 
 
 def keep_evidence(workdir: str, step: int, groups: Groups) -> str:

@@ -27,9 +27,10 @@ LAYERS = (
   {'sampler', 'compaction', 'tasks', 'policy'},
   {
     'evaluate', 'rollout', 'update', 'microbatch', 'warmstart', 'checkpoint', 'curves',
-    'workdir', 'roofline', 'knobs', 'contrast', 'jobs', 'finished',
+    'workdir', 'roofline', 'knobs', 'outcomes', 'records', 'contrast', 'jobs',
+    'finished',
   },
-  {'build', 'briefing', 'programs', 'origin'},
+  {'build', 'briefing', 'programs', 'origin', 'suites'},
   {'train', 'ahead'},
   {'main', 'report', 'view'},
   {'study'},
@@ -39,6 +40,12 @@ SIDEWAYS = {
   ('objective', 'sequence'),
   ('hosts', 'sharding'),
   ('sampler', 'policy'),
+  ('evaluate', 'outcomes'),
+  ('outcomes', 'rollout'),
+  ('records', 'evaluate'),
+  ('records', 'outcomes'),
+  ('records', 'rollout'),
+  ('suites', 'build'),
   ('knobs', 'roofline'),
   ('sampler', 'compaction'),
   ('compaction', 'policy'),
@@ -54,13 +61,14 @@ SIDEWAYS = {
 # Offline, and at the top.
 TOOLS = {'main', 'train', 'report', 'view', 'ahead', 'study', 'jobs'}
 FILES = TOOLS | {
-  'checkpoint', 'metrics', 'curves', 'workdir', 'tokenizer', 'policy.pretrained',
-  'policy.export',
+  'checkpoint', 'metrics', 'curves', 'workdir', 'records', 'tokenizer',
+  'policy.pretrained', 'policy.export',
 }
 EFFECTS = {  # what only some modules may do -> those modules, packages by name
-  'print': TOOLS | {'tokenizer', 'hosts'},
+  'print': TOOLS | {'tokenizer', 'hosts', 'tasks.audit'},
   'log': TOOLS | {'checkpoint', 'metrics', 'phases', 'policy.pretrained', 'tasks'},
-  'write files': FILES | {'tasks.sandbox'},  # the room of a program, removed after it
+  'write files': FILES | {
+    'tasks.audit', 'tasks.sandbox'},  # the room of a program, removed after it
   'read files': FILES | {'tasks', 'finished'},
 }
 UNTESTED = {'types', 'programs'}  # fields only; tested through train

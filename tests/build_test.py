@@ -90,8 +90,8 @@ def test_every_field_is_read():
   'variant', [v for v in countdown.VARIANTS if v not in countdown.BACKBONES])
 def test_every_variant_builds(variant):
   parts = build.build(countdown.get_config(variant))
-  for problems in parts.eval_sets.values():
-    assert len(problems) == countdown.get_config(variant).eval.problems
+  for held_out in parts.eval_sets.values():
+    assert len(held_out.problems) == countdown.get_config(variant).eval.problems
 
 
 def test_optional_fields_may_be_none():

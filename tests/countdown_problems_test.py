@@ -167,7 +167,7 @@ SETS = {'cd34': (3, 4), 'cd4': (4, 4)}
 
 def test_evaluation_sets_are_drawn_by_their_counts():
   task = tasks.get('countdown', max_numbers=4, test_size=40, sets=SETS)
-  sets = task.eval_sets()
+  sets = {name: held_out.problems for name, held_out in task.eval_sets().items()}
   assert {name: len(problems) for name, problems in sets.items()} == {
     'cd34': 40, 'cd4': 40}
   counts = {name: {len(problem.answer['numbers']) for problem in problems}
@@ -208,9 +208,9 @@ def test_one_file_in_the_hubs_schema_is_parted_without_overlap(kind, tmp_path):
   train = [(p.answer['numbers'], p.answer['target']) for p in task.problems('train')]
   assert train == [(row['nums'], row['target']) for row in rows
                    if not countdown_problems.is_held_out(row['nums'], row['target'])]
-  for name, problems in task.eval_sets().items():
-    assert len(problems) == 10
-    for problem in problems:
+  for name, held_out in task.eval_sets().items():
+    assert len(held_out.problems) == 10
+    for problem in held_out.problems:
       numbers, target = problem.answer['numbers'], problem.answer['target']
       assert countdown_problems.is_held_out(numbers, target)
       assert (numbers, target) not in train
@@ -224,5 +224,6 @@ def test_a_folders_own_file_of_a_set_is_taken_else_its_test_file(tmp_path):
     (tmp_path / f'{name}.jsonl').write_text(
       json.dumps({'nums': numbers, 'target': 6}) + '\n')
   sets = tasks.get('countdown', path=str(tmp_path), sets=SETS).eval_sets()
-  assert {name: problems[0].answer['numbers'] for name, problems in sets.items()} == {
-    'cd34': [1, 2, 3], 'cd4': [1, 2, 3, 4]}
+  assert {name: held_out.problems[0].answer['numbers']
+          for name, held_out in sets.items()} == {
+            'cd34': [1, 2, 3], 'cd4': [1, 2, 3, 4]}

@@ -41,6 +41,13 @@ def test_panels_take_the_largest_count_of_each_validation_set():
   ]
 
 
+def test_panels_of_an_average_take_each_set_at_its_own_n():
+  names = ['val/average/pass@1', 'val/average/pass@n', 'val/average/mean@n_stderr']
+  panels = curves.panels([{'step': 0} | dict.fromkeys(names, 0.5)])
+  assert [(panel.metric, panel.title) for panel in panels] == [
+    ('val/average/pass@n', 'average, held out: pass@n')]
+
+
 def test_no_two_groups_look_alike_even_without_colour():
   looks = [curves._line_style(index) for index in range(14)]
   assert len({(str(look['linestyle']), look['marker']) for look in looks}) == 14

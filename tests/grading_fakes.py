@@ -38,3 +38,17 @@ def noted(answer, text):
   if text in ('large', 'nan'):
     return {'large': 2.0, 'nan': float('nan')}[text]
   return 0.5, text
+
+
+def same(answer, text, fold=False):
+  """Return whether the text is the answer."""
+  return float(text.lower() == answer.lower() if fold else text == answer)
+
+
+def contains(answer, text):
+  """Return whether the text has the answer; half a reward for anything long."""
+  if text == 'slow':
+    time.sleep(60)
+  if text == 'raise':
+    raise ValueError('odd')
+  return 1.0 if answer in text else 0.5 * (len(text) > 20)

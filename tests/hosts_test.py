@@ -62,14 +62,14 @@ def start(folder, name, devices, *flags):
                             env=environment, stdout=file, stderr=subprocess.STDOUT)
 
 
-def start_two(folder, name):
+def start_two(folder, name, *flags):
   """Start both processes of one run in `folder`/run."""
   with socket.socket() as free:
     free.bind(('127.0.0.1', 0))
     address = f'127.0.0.1:{free.getsockname()[1]}'
   return [start(folder, f'{name}_{index}', 4, f'--workdir={folder}/run',
                 f'--coordinator={address}', '--num_processes=2',
-                f'--process_id={index}', f'--heartbeat_s={HEARTBEAT_S}')
+                f'--process_id={index}', f'--heartbeat_s={HEARTBEAT_S}', *flags)
           for index in range(2)]
 
 
@@ -118,6 +118,15 @@ def story(tmp_path_factory):
   told['seconds'] = time.monotonic() - began
   told['lines'] = lines(folder / 'run')
   told['third'] = [process.wait(600) for process in start_two(folder, 'third')]
+  for name in ('eval', 'again'):
+    told[name] = [process.wait(600) for process in start_two(folder, name,
+                                                             '--mode=eval')]
+    report, = (folder / 'run').glob('eval.json')
+    told[f'{name} found'] = json.loads(report.read_text())['sets']['countdown']
+    records = folder / 'run' / told[f'{name} found']['records']
+    told[f'{name} records'] = records.read_text()
+    done = records.with_suffix('.done')
+    done.write_text(done.read_text()[:-5])  # as if killed in the second batch
   return folder, told
 
 
@@ -170,6 +179,27 @@ def test_logged_groups_are_those_of_one_process(alone, story):
       assert one[field] == two[field]
     for field in ('target', 'policy_before', 'policy_after'):
       np.testing.assert_allclose(one[field], two[field], atol=1e-6)
+
+
+def test_two_processes_evaluate_record_and_go_on_as_in_training(story):
+  folder, told = story
+  assert told['eval'] == told['again'] == [0, 0], words(folder, 'eval_0')
+  assert 'going on after 16 of 21' in words(folder, 'again_0')
+  assert told['again records'] == told['eval records']
+  expected = {name: value for name, value in lines(folder / 'run')[STEPS].items()
+              if name.startswith('val/')}
+  for name in ('eval', 'again'):
+    numbers = told[f'{name} found']['numbers']
+    assert {f'val/countdown/{key}': value for key, value in numbers.items()} == expected
+  rows = [json.loads(line) for line in told['eval records'].splitlines()]
+  order = [int(row['id'].rpartition('-')[2]) for row in rows]
+  assert len(rows) == 21 and order == sorted(set(order))
+  for row in rows:
+    numbers = sum(row['answer']['numbers'])
+    assert row['rewards'] == [(7 * len(text) + numbers) % 5 / 4
+                              for text in row['responses']]
+  table = [line for line in words(folder, 'eval_0').splitlines() if line[:1] == '|']
+  assert len(table) == 3 and '|' not in words(folder, 'eval_1')
 
 
 def test_only_the_first_process_speaks(story):

@@ -196,10 +196,10 @@ def test_a_variant_is_the_papers_countdown_setting(variant, tmp_path):
   config.mesh.shape = (1, 4, 1)  # of the tiny policy
   parts = build.build(config)
   assert len(parts.train_problems) == 2000
-  assert {name: len(problems) for name, problems in parts.eval_sets.items()} == {
+  assert {name: len(chosen.problems) for name, chosen in parts.eval_sets.items()} == {
     'cd34': 512, 'cd4': 512}
-  counts = {name: {len(problem.answer['numbers']) for problem in problems}
-            for name, problems in parts.eval_sets.items()}
+  counts = {name: {len(problem.answer['numbers']) for problem in chosen.problems}
+            for name, chosen in parts.eval_sets.items()}
   assert counts == {'cd34': {3, 4}, 'cd4': {4}}
   assert (config.prompts_per_step, parts.update.updates_per_step) == (128, 2)
   assert (parts.sampling.samples_per_prompt, parts.sampling.max_new_tokens) == (8, 1024)

@@ -5,6 +5,7 @@ nothing of models, tokens or devices. Step i's problems are a pure function of
 (seed, i), so a resumed run needs no iterator state beyond the step.
 """
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Protocol
@@ -12,6 +13,15 @@ from typing import Protocol
 import numpy as np
 
 from lpo_jax.types import Problem
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalSet:
+  """Held-out problems, and how they are asked where a set has its own way."""
+
+  problems: Sequence[Problem]
+  samples: int | None = None  # n of mean@n; None: the run's eval.samples
+  temperature: float | None = None  # None: the run's eval.temperature
 
 
 class Task(Protocol):
@@ -27,9 +37,9 @@ class Task(Protocol):
     """
     ...
 
-  def eval_sets(self) -> dict[str, Sequence[Problem]]:
+  def eval_sets(self) -> dict[str, EvalSet]:
     """Return the held-out sets by name; one, called like the task, unless it says."""
-    return {self.name: self.problems('test')}
+    return {self.name: EvalSet(self.problems('test'))}
 
   def verify(self, problem: Problem, response_text: str) -> float:
     """Return the reward in [0, 1]; never raises on a response's content."""

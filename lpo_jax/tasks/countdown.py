@@ -196,11 +196,11 @@ class Countdown(base.Task):
       self._splits[split] = _Problems(self._puzzles(split), self._problem)
     return self._splits[split]
 
-  def eval_sets(self) -> dict[str, Sequence[Problem]]:
+  def eval_sets(self) -> dict[str, base.EvalSet]:
     """Return the sets asked for, or the test split; see `base.Task.eval_sets`."""
     if not self._sets:
       return super().eval_sets()
-    return {name: self.problems(name) for name in self._sets}
+    return {name: base.EvalSet(self.problems(name)) for name in self._sets}
 
   def _puzzles(self, split: str) -> Sequence[countdown_problems.Puzzle]:
     size, counts = self._sizes[split], self._sets.get(split)

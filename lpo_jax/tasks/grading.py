@@ -42,6 +42,8 @@ class Verdicts:
   rewards: list[list[float]]  # [B][K], in [0, 1]
   metrics: dict[str, tuple[float, float]]  # name -> (total, count); they add up
   failures: list[str]  # one line for each item without a verdict of its own
+  notes: list[list[str]] = dataclasses.field(  # [B][K]: TIMEOUT, ERROR or ''
+    default_factory=list)  # empty where verdicts come without
 
 
 @dataclasses.dataclass
@@ -61,7 +63,7 @@ class Handle:
     """Make room for the verdicts of `texts`, [B][K]."""
     self._rewards = [[0.0] * len(row) for row in texts]
     self._left = self._count = sum(map(len, texts))
-    self._notes = {TIMEOUT: 0, ERROR: 0}
+    self._notes = [[''] * len(row) for row in texts]
     self._failures, self._fatal, self._waited = [], None, 0.0
     self._submitted = time.monotonic()
     self._lock, self._done = threading.Lock(), threading.Event()
@@ -85,10 +87,11 @@ class Handle:
     if self._fatal:
       raise RuntimeError(f'grading stopped: {self._fatal}')
     count = float(self._count)
+    notes = [note for row in self._notes for note in row]
     return Verdicts(self._rewards, {
-      'grading/timeout_frac': (float(self._notes[TIMEOUT]), count),
-      'grading/error_frac': (float(self._notes[ERROR]), count),
-      'grading/queue_s': (self._waited, count)}, sorted(self._failures))
+      'grading/timeout_frac': (float(notes.count(TIMEOUT)), count),
+      'grading/error_frac': (float(notes.count(ERROR)), count),
+      'grading/queue_s': (self._waited, count)}, sorted(self._failures), self._notes)
 
   def _start(self) -> None:
     with self._lock:
@@ -97,8 +100,8 @@ class Handle:
   def _finish(self, item: _Item, reward: float, note: str, why: str = '') -> None:
     with self._lock:
       self._rewards[item.row][item.column] = reward
-      if note in self._notes:
-        self._notes[note] += 1
+      if note in (TIMEOUT, ERROR):
+        self._notes[item.row][item.column] = note
       if why:
         self._failures.append(f'{item.name}: {why}')
         logging.getLogger(__name__).warning('verdict 0 for %s: %s', item.name, why)
