@@ -256,7 +256,7 @@ def test_groups_left_out_before_stay_out_when_flat_ones_are_skipped():
   state, metrics = learner.program(**_SKIP)(_start(0.02), groups.replace(
     keep=jnp.asarray(keep)))
   expected, _ = learner.program(**_SKIP)(_start(0.02), groups.replace(
-    rewards=groups.rewards.at[out].set(1.0)))  # flat, so it is left out as well
+    rewards=jnp.asarray(groups.rewards).at[out].set(1.0)))  # flat: left out as well
   learner.assert_close(learner.gradient(state), learner.gradient(expected))
   np.testing.assert_allclose(float(metrics['group/kept_frac']), 2 / 8)
 
