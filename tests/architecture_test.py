@@ -22,7 +22,7 @@ LAYERS = (
   {'simplex', 'baselines'},
   {
     'exact', 'objective', 'sequence', 'sharding', 'optimizer', 'tokenizer', 'metrics',
-    'phases', 'manifest', 'hardware', 'allocator', 'hosts', 'hub',
+    'phases', 'manifest', 'hardware', 'allocator', 'compilation', 'hosts', 'hub',
   },
   {'sampler', 'compaction', 'tasks', 'policy'},
   {
@@ -69,7 +69,7 @@ EFFECTS = {  # what only some modules may do -> those modules, packages by name
   'log': TOOLS | {'checkpoint', 'metrics', 'phases', 'policy.pretrained', 'tasks'},
   'write files': FILES | {
     'tasks.audit', 'tasks.sandbox'},  # the room of a program, removed after it
-  'read files': FILES | {'tasks', 'finished'},
+  'read files': FILES | {'tasks', 'finished', 'compilation'},
 }
 UNTESTED = {'types', 'programs'}  # fields only; tested through train
 NAMELESS = {'utils', 'util', 'helpers', 'helper', 'common', 'misc'}
