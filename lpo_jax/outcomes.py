@@ -85,6 +85,7 @@ def ask(policy: policies.Policy, problems: Sequence[Problem], start: int, batch:
            for ends, sizes, mine in zip(ended, lengths, texts, strict=True)]
 
   verdicts = rollout.submit(task, own, texts)
+
   def judged():
     graded = verdicts()
     votes = [{'votes': [task.answer(one, text) for text in texts_of]}

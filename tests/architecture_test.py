@@ -23,16 +23,19 @@ LAYERS = (
   {'simplex', 'baselines'},
   {
     'exact', 'objective', 'sequence', 'sharding', 'optimizer', 'tokenizer', 'metrics',
-    'phases', 'manifest', 'hardware', 'allocator', 'hosts', 'hub', 'rewards',
+    'phases', 'manifest', 'hardware', 'allocator', 'compilation', 'hosts', 'hub',
+    'rewards',
   },
   {'sampler', 'compaction', 'tasks', 'policy'},
   {
     'evaluate', 'rollout', 'update', 'microbatch', 'warmstart', 'checkpoint', 'curves',
-    'workdir', 'roofline', 'knobs', 'outcomes', 'records',
+    'workdir', 'roofline', 'knobs', 'outcomes', 'records', 'contrast', 'jobs',
+    'finished',
   },
   {'build', 'checks', 'briefing', 'programs', 'origin', 'suites'},
   {'train', 'ahead'},
   {'main', 'report', 'view'},
+  {'study'},
 )  # fmt: skip
 SIDEWAYS = {
   ('evaluate', 'rollout'),  # evaluation samples and verifies as training does
@@ -50,13 +53,16 @@ SIDEWAYS = {
   ('compaction', 'policy'),
   ('briefing', 'build'),
   ('build', 'checks'),
+  ('jobs', 'workdir'),
+  ('finished', 'curves'),
   ('programs', 'build'),
   ('origin', 'build'),
   ('origin', 'programs'),
   ('tokenizer', 'hub'),
   ('update', 'microbatch'),
 }
-TOOLS = {'main', 'train', 'report', 'view', 'ahead'}  # offline, and at the top
+# Offline, and at the top.
+TOOLS = {'main', 'train', 'report', 'view', 'ahead', 'study', 'jobs'}
 FILES = TOOLS | {
   'checkpoint', 'metrics', 'curves', 'workdir', 'records', 'tokenizer',
   'policy.pretrained', 'policy.export',
@@ -66,7 +72,7 @@ EFFECTS = {  # what only some modules may do -> those modules, packages by name
   'log': TOOLS | {'checkpoint', 'metrics', 'phases', 'policy.pretrained', 'tasks'},
   'write files': FILES | {
     'tasks.audit', 'tasks.sandbox'},  # the room of a program, removed after it
-  'read files': FILES | {'tasks'},
+  'read files': FILES | {'tasks', 'finished', 'compilation'},
 }
 UNTESTED = {'types', 'problem', 'programs'}  # fields only; tested through train
 NAMELESS = {'utils', 'util', 'helpers', 'helper', 'common', 'misc'}

@@ -249,6 +249,18 @@ def test_skipping_flat_groups_is_learning_from_the_others_alone():
   assert float(metrics['lpo/tau'].count) == 3
 
 
+def test_groups_left_out_before_stay_out_when_flat_ones_are_skipped():
+  groups = _partly_flat()
+  out = np.flatnonzero(~_FLAT)[1]
+  keep = np.arange(8) != out
+  state, metrics = learner.program(**_SKIP)(_start(0.02), groups.replace(
+    keep=jnp.asarray(keep)))
+  expected, _ = learner.program(**_SKIP)(_start(0.02), groups.replace(
+    rewards=jnp.asarray(groups.rewards).at[out].set(1.0)))  # flat: left out as well
+  learner.assert_close(learner.gradient(state), learner.gradient(expected))
+  np.testing.assert_allclose(float(metrics['group/kept_frac']), 2 / 8)
+
+
 def test_a_batch_of_flat_groups_changes_nothing_and_is_no_failure():
   before = _start().replace(skipped=jnp.int32(2))
   groups = _partly_flat(np.ones(8, bool))
