@@ -76,7 +76,7 @@ def _math(args) -> list[bool]:
   mixed = [[hostile[i // HOSTILE_EVERY % len(hostile)]] if i % HOSTILE_EVERY == 0
            else row for i, row in enumerate(texts)]
   for name, batch in (('easy', texts), ('1 in 16 hostile', mixed)):
-    seconds, rewards = _graded('lpo_jax.tasks.math:judge', items, batch, args)
+    seconds, rewards = _graded('lpo_jax.tasks.math_verdict:judge', items, batch, args)
     wrong = sum(reward != (0.0 if batch is mixed and i % HOSTILE_EVERY == 0 else 1.0)
                 for i, (reward,) in enumerate(rewards))
     bound = f'{SLOWEST} x {alone:.2f} s'
@@ -89,7 +89,7 @@ def _code(args) -> list[bool]:
   rows = _rows(args.code, PROGRAMS)
   items = [Item(row['tests'], row['id']) for row in rows]
   texts = [[f'```python\n{row["reference_solution"]}\n```'] for row in rows]
-  seconds, rewards = _graded('lpo_jax.tasks.code:judge', items, texts, args)
+  seconds, rewards = _graded('lpo_jax.tasks.code_verdict:judge', items, texts, args)
   wrong = sum(reward != 1.0 for reward, in rewards)
   return [_report('lpo_jax code, bubblewrap', PROGRAMS, seconds, f'{LONGEST_S:.0f} s',
                   LONGEST_S, wrong)]

@@ -34,6 +34,14 @@ def get_config() -> ConfigDict:
   config.task = ConfigDict()
   config.task.name = 'countdown'  # a task of lpo_jax/tasks
   config.task.options = ConfigDict()  # its keyword arguments
+  config.task.workers = 0  # processes that judge, where that is costly; 0: one a core
+  config.task.deadline_s = 30.0  # of one verdict there; then 0 and a new process
+  config.task.sandbox = 'bubblewrap'  # of tasks that run programs; rlimits: no walls
+  config.task.reward = ConfigDict()  # weights of its parts, see lpo_jax/rewards.py
+  config.task.reward.correct = 1.0  # the verdict
+  config.task.reward.format = 0.0  # an answer in the form that is asked for
+  config.task.reward.length = 0.0  # not too long
+  config.task.reward.full_length = 0.5  # share of max_new_tokens that earns all of it
 
   config.policy = ConfigDict()
   config.policy.name = 'countdown_small'  # a preset of configs/models.py

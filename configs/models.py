@@ -33,6 +33,10 @@ POLICIES = {
   'countdown_tiny': PolicyConfig(
     vocab_size=116, width=32, layers=2, heads=2, kv_heads=1, head_dim=16,
     mlp_width=64, qk_norm=True),
+  # The same with the vocabulary of experiments/samples/bytes.
+  'bytes_tiny': PolicyConfig(
+    vocab_size=260, width=64, layers=2, heads=2, kv_heads=1, head_dim=32,
+    mlp_width=128, qk_norm=True),
   # Qwen3's shape at benchmark size: 4.85 M parameters.
   'bench': PolicyConfig(
     vocab_size=512, width=256, layers=6, heads=8, kv_heads=4, head_dim=32,

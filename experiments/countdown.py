@@ -17,14 +17,11 @@ Variants, as experiments/countdown.py:NAME
 
 from ml_collections import config_dict
 
-from configs import base, meshes
+from configs import base, paper
 
-BACKBONES = {  # variant -> preset of configs/models.py, hub id
-  'qwen3_4b': ('qwen3_4b', 'Qwen/Qwen3-4B-Base'),
-  'llama3_8b': ('llama3.1_8b', 'meta-llama/Llama-3.1-8B-Instruct'),
-  'mistral_7b': ('mistral_7b_v0.1', 'mistralai/Mistral-7B-Instruct-v0.1'),
-  'deepseek_1p5b': ('deepseek_r1_qwen_1.5b',
-                    'deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B'),
+BACKBONES = {  # variant -> preset of configs/models.py
+  'qwen3_4b': 'qwen3_4b', 'llama3_8b': 'llama3.1_8b', 'mistral_7b': 'mistral_7b_v0.1',
+  'deepseek_1p5b': 'deepseek_r1_qwen_1.5b',
 }
 VARIANTS = ('small', 'long', 'n34', 'tiny', *BACKBONES)
 
@@ -35,7 +32,7 @@ def get_config(variant: str = 'small'):
     raise ValueError(f'unknown variant {variant!r}: choose one of {VARIANTS}')
   config = base.get_config()
   if variant in BACKBONES:
-    return paper(config, *BACKBONES[variant])
+    return setting(config, BACKBONES[variant])
   config.task.options.update(
     min_numbers=3, max_numbers=3, max_number=20, max_target=50, max_intermediate=99,
     format='compact', format_reward=0.0, test_size=256)
@@ -69,30 +66,18 @@ def get_config(variant: str = 'small'):
   return config
 
 
-def paper(config, name: str, path: str):
+def setting(config, backbone: str):
   """Set the paper's Countdown setting, on one of its backbones; return it."""
-  config.policy.name, config.policy.path = name, path
-  config.policy.dtype = 'bfloat16'
-  config.policy.remat = 'full'
-  config.mesh.shape = meshes.MESHES['gpus_8'].shape
+  paper.setting(config, backbone)
   # Like Jiayi-Pan/Countdown-Tasks-3to4 and Countdown-Tasks-4, in TinyZero's prompt
   config.task.options.update(
     path=config_dict.placeholder(str), min_numbers=3, max_numbers=4, max_number=99,
     max_target=100, max_intermediate=10_000, format='tinyzero', format_reward=0.1,
     train_size=2000, test_size=512, sets={'cd34': (3, 4), 'cd4': (4, 4)})
-  config.prompts_per_step = 128
-  config.samples_per_prompt = 8
-  config.updates_per_step = 2  # minibatches of 64 prompts
-  config.micro_prompts = 8  # a group per GPU
-  config.sampling.temperature = 1.0
+  config.prompts_per_step = 128  # in minibatches of 64
   config.sampling.max_new_tokens = 1024
   config.sampling.prompt_buckets = (256,)
-  config.objective.token_clip = 0.2
-  config.objective.logprob_chunk = 128
-  config.optimizer.update(learning_rate=1e-6, schedule='constant', b1=0.9, b2=0.999,
-                          weight_decay=0.1)
-  config.eval.update(every=50, problems=512, samples=64, final_samples=64,
-                     temperature=0.6)
+  config.eval.update(every=50, problems=512, samples=64, final_samples=64)
   config.checkpoint.best_metric = 'val/average/mean@64'
   return config
 

@@ -21,7 +21,7 @@ def opening(parts: build.Parts, prompts: int) -> str:
   samples, cut = parts.sampling.samples_per_prompt, parts.update
   table = batch_table(prompts, samples, cut.updates_per_step, cut.epochs,
                       cut.micro_prompts, cut.micro_responses, parts.mesh.size)
-  lines = [f'the batch\n{table}']
+  lines = [f'the batch\n{table}', *map(problem_set, parts.described.items())]
   for phase, kinds in roofline.memory(build.setting(parts, prompts)).items():
     sizes = ', '.join(f'{kind} {size / GIB:.3f}' for kind, size in kinds.items())
     lines.append(f'memory on one device to {phase}, estimated GiB: {sizes}')
@@ -32,6 +32,15 @@ def opening(parts: build.Parts, prompts: int) -> str:
   lines.append(parts.attention)
   lines += sharding.notices(parts.mesh, parts.policy_config.kv_heads)
   return '\n'.join(lines)
+
+
+def problem_set(item: tuple[str, dict]) -> str:
+  """Return a line on a problem set that was read: its name and what is known of it."""
+  name, found = item
+  dropped = ', '.join(f'{count} {why}' for why, count in found['dropped'].items())
+  return (f'{name}: {found["problems"]} problems of {found["rows"]} rows of '
+          f'{found["place"]} ({found["split"]}), dropped: {dropped or "none"}; sha256 '
+          f'{found["sha256"][:16]}')
 
 
 def batch_table(prompts: int, samples: int, updates_per_step: int, epochs: int,

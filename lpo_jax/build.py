@@ -5,12 +5,14 @@ plain arguments or the frozen records made here.
 """
 
 import dataclasses
+import os
 from typing import Any
 
 import jax
 
-from configs import base, models
+from configs import models
 from lpo_jax import (
+  checks,
   evaluate,
   hosts,
   hub,
@@ -18,6 +20,7 @@ from lpo_jax import (
   objective,
   optimizer,
   policy,
+  rewards,
   rollout,
   roofline,
   sharding,
@@ -39,9 +42,11 @@ class Parts:
   task: Any
   tokenizer: Any
   train_problems: Any
+  described: dict[str, dict]  # the problem sets that were read: counts and hashes
   eval_sets: dict[str, Any]  # name -> tasks.base.EvalSet
   sampling: rollout.SamplingConfig
   eval_sampling: rollout.SamplingConfig
+  reward: rewards.Weights
   evaluation: evaluate.EvalConfig  # as before the first step and after the last
   objective: objective.ObjectiveConfig
   optimizer: optimizer.OptimizerConfig
@@ -59,14 +64,16 @@ def build(config) -> Parts:
   """
   parts = plan(config)
   tokenizer = _tokenizer(config, parts.weights, parts.policy_config.vocab_size)
-  task = tasks.get(config.task.name, **config.task.options)
+  task, widest = _task(config), max(parts.sampling.prompt_buckets)
+  task.restrict(lambda problem: len(tokenizer.encode(problem.prompt)) <= widest)
   train_problems = task.problems('train')
   eval_sets = evaluate.held_out(task, config.eval.problems)
   for problems in (*(held_out.problems for held_out in eval_sets.values()),
                    train_problems[:CHECKED]):  # or raise, now
     rollout.encode(problems, tokenizer, parts.sampling.prompt_buckets)
   return dataclasses.replace(parts, task=task, tokenizer=tokenizer,
-                             train_problems=train_problems, eval_sets=eval_sets)
+                             train_problems=train_problems, eval_sets=eval_sets,
+                             described=task.described())
 
 
 def plan(config, mesh=None) -> Parts:
@@ -80,7 +87,7 @@ def plan(config, mesh=None) -> Parts:
   Raises:
     ValueError: names the first value that cannot be, and the remedy.
   """
-  check(config)
+  checks.check(config)
   if mesh is None:
     mesh = sharding.make_mesh(tuple(config.mesh.shape), tuple(config.mesh.axes))
     hosts.check_mesh(mesh)
@@ -105,9 +112,10 @@ def plan(config, mesh=None) -> Parts:
     policy_config=policy_config, weights=weights,
     base_elsewhere=bool(policy_config.lora and weights and not config.init_from
                         and not config.warmstart.steps), task=None, tokenizer=None,
-    train_problems=None, eval_sets=None,
+    train_problems=None, described={}, eval_sets=None,
     sampling=_sampling(config, config.sampling.temperature),
     eval_sampling=_sampling(config, config.eval.temperature),
+    reward=_reward(config),
     evaluation=evaluate.EvalConfig(config.eval.samples, config.eval.final_samples,
                                    tuple(config.eval.pass_at), config.prompts_per_step),
     objective=objective_config, optimizer=_optimizer(config),
@@ -133,46 +141,6 @@ def setting(parts: Parts, prompts: int) -> roofline.Setting:
     behavior_pass=cut.behavior == 'learner' and cut.updates > 1,
     moment_dtype=parts.optimizer.moment_dtype, data=shape['data'], fsdp=shape['fsdp'],
     tensor=shape['tensor'])
-
-
-def check(config) -> None:
-  """Raise a ValueError for values that no part below would refuse."""
-  for field, value in _fields(config):
-    if value is None and field not in base.OPTIONAL:
-      raise ValueError(f'{field}=None: give it a value; only '
-                       f'{", ".join(base.OPTIONAL)} may be None')
-  for name, least in (('num_steps', 0), ('prompts_per_step', 1),
-                      ('samples_per_prompt', 1), ('seed', 0), ('micro_prompts', 0)):
-    if config[name] < least:
-      raise ValueError(f'{name}={config[name]}: must be at least {least}')
-  for section, name in (('eval', 'every'), ('eval', 'samples'), ('eval', 'problems'),
-                        ('eval', 'final_samples'), ('checkpoint', 'every'),
-                        ('checkpoint', 'keep'), ('log', 'groups_every'),
-                        ('sampling', 'max_new_tokens')):
-    if config[section][name] < 1:
-      raise ValueError(f'{section}.{name}={config[section][name]}: must be at least 1')
-  top_k, top_p = config.sampling.top_k, config.sampling.top_p
-  if (top_k > 0 or top_p < 1) and not config.sampling.allow_truncated:
-    raise ValueError(
-      f'sampling.top_k={top_k}, sampling.top_p={top_p}: '
-      'a truncated pi_b is not the policy that learns; set top_k=0 and top_p=1, or '
-      'sampling.allow_truncated=True')
-  if config.samples_per_prompt == 1 and config.objective.skip_flat_groups:
-    raise ValueError('samples_per_prompt=1 with objective.skip_flat_groups=True would '
-                     'skip every group; set objective.skip_flat_groups=False')
-  if config.sampling.temperature <= 0:
-    raise ValueError(f'sampling.temperature={config.sampling.temperature}: must be > 0 '
-                     'to train; only eval.temperature may be 0')
-
-
-def _fields(config, prefix: str = ''):
-  """Yield every field's dotted name and value; a task's options are its own."""
-  for name, value in config.items():
-    if hasattr(value, 'items'):
-      if name != 'options':
-        yield from _fields(value, f'{prefix}{name}.')
-    else:
-      yield prefix + name, value
 
 
 def update_config(config) -> microbatch.UpdateConfig:
@@ -224,6 +192,30 @@ def _lora(config) -> policy.Lora | None:
     return None
   return policy.Lora(config.policy.lora.rank, config.policy.lora.alpha,
                      tuple(config.policy.lora.targets))
+
+
+def _task(config):
+  """Return the task, told of the sandbox if it runs programs."""
+  name, options = config.task.name, dict(config.task.options)
+  if tasks.takes(name, 'sandbox'):
+    options['sandbox'] = config.task.sandbox
+  return tasks.get(name, **options)
+
+
+def start_task(config, task) -> None:
+  """Start the processes that judge, if the task's verdicts are costly.
+
+  Raises:
+    ValueError: verdicts cannot be given on this machine; says the remedy.
+  """
+  workers = config.task.workers or len(os.sched_getaffinity(0))
+  task.start(workers, config.task.deadline_s)
+
+
+def _reward(config) -> rewards.Weights:
+  return rewards.Weights(
+    correct=config.task.reward.correct, format=config.task.reward.format,
+    length=config.task.reward.length, full_length=config.task.reward.full_length)
 
 
 def _tokenizer(config, weights: str, vocab_size: int):

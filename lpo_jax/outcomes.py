@@ -84,14 +84,14 @@ def ask(policy: policies.Policy, problems: Sequence[Problem], start: int, batch:
             'responses': mine if with_texts else []}
            for ends, sizes, mine in zip(ended, lengths, texts, strict=True)]
 
+  verdicts = rollout.submit(task, own, texts)
   def judged():
-    graded = rollout.grade(task, own, texts)
-    votes = [{'votes': [task.answer(problem, text) for text in mine]}
-             for problem, mine in zip(own, texts, strict=True)]
+    graded = verdicts()
+    votes = [{'votes': [task.answer(one, text) for text in texts_of]}
+             for one, texts_of in zip(own, texts, strict=True)]
     shared = rollout.share(graded, rows, len(problems))
-    found = hosts.gather_rows([part | vote for part, vote in zip(parts, votes,
-                                                                 strict=True)],
-                              rows, len(problems))
+    mine = [part | vote for part, vote in zip(parts, votes, strict=True)]
+    found = hosts.gather_rows(mine, rows, len(problems))
     outcomes = [Outcome(rewards, **one) for rewards, one in zip(
       shared.rewards.tolist(), found, strict=True)]
     return outcomes, {name: Mean(float(mean.total), float(mean.count))

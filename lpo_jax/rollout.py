@@ -7,16 +7,20 @@ names the problem, because averaged into a group it would poison the whole batch
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from lpo_jax import hosts, sampler, tasks
+from lpo_jax import hosts, sampler, sharding, tasks
 from lpo_jax import metrics as metrics_lib
 from lpo_jax import policy as policies
+from lpo_jax import rewards as rewards_lib
 from lpo_jax import tokenizer as tokenizers
 from lpo_jax.types import Groups, Mean, Problem, Rollouts
+
+_VERDICT_ALONE = rewards_lib.Weights()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +45,7 @@ class Graded:
   texts: list[list[str]]  # [B][K]; of this process's own rows alone, where many run
   rewards: np.ndarray  # f32[B, K]
   metrics: dict  # str -> Mean
-  rows: np.ndarray | None = None  # i[B'], the own rows; None for all
+  rows: np.ndarray | None = None  # i[B'] of this process; None for all
 
 
 def encode(problems: Sequence[Problem], tokenizer: tokenizers.Tokenizer,
@@ -79,24 +83,38 @@ def decode(rollouts: Rollouts, tokenizer: tokenizers.Tokenizer) -> list[list[str
           for group in zip(response, mask, strict=True)]
 
 
-def grade(task: tasks.base.Task, problems: Sequence[Problem],
-          texts: list[list[str]]) -> Graded:
-  """Verify every response.
+def submit(task: tasks.base.Task, problems: Sequence[Problem],
+           texts: list[list[str]]) -> Callable[[], Graded]:
+  """Begin to verify every response; return what waits for the verdicts.
+
+  Where the task judges in a pool of processes, the caller may decode meanwhile.
 
   Raises:
-    ValueError: if a reward is not a finite number in [0, 1]; names the problem.
+    ValueError: when waited for, if a verdict is not a finite number in [0, 1]; names
+      the problem.
   """
-  rewards = np.zeros((len(texts), len(texts[0]) if texts else 0), np.float32)
-  found = {}
-  for row, (problem, responses) in enumerate(zip(problems, texts, strict=True)):
-    for column, text in enumerate(responses):
-      reward = float(task.verify(problem, text))
+  verdicts = task.submit(problems, texts)
+  return lambda: _graded(task, problems, texts, verdicts())
+
+
+def grade(task: tasks.base.Task, problems: Sequence[Problem],
+          texts: list[list[str]]) -> Graded:
+  """Verify every response; see `submit`."""
+  return submit(task, problems, texts)()
+
+
+def _graded(task, problems, texts, verdicts) -> Graded:
+  """Return verdicts, once they are checked, and the task's diagnostics."""
+  found = {name: Mean(*pair) for name, pair in verdicts.metrics.items()}
+  for problem, responses, row in zip(problems, texts, verdicts.rewards, strict=True):
+    for text, reward in zip(responses, row, strict=True):
       if not (math.isfinite(reward) and 0.0 <= reward <= 1.0):
         raise ValueError(f'task {task.name!r} gave reward={reward} to a response to '
                          f'problem {problem.id!r}: a verdict must lie in [0, 1]')
-      rewards[row, column] = reward
       for name, pair in task.diagnostics(problem, text, reward).items():
         found = metrics_lib.merge(found, {name: Mean(*pair)})
+  width = len(texts[0]) if texts else 0
+  rewards = np.array(verdicts.rewards, np.float32).reshape(len(texts), width)
   return Graded(texts, rewards, found)
 
 
@@ -135,9 +153,13 @@ def stopped(rollouts: Rollouts, stop_tokens: tuple[int, ...]) -> np.ndarray:
 
 def collect(policy: policies.Policy, problems: Sequence[Problem], key: jax.Array,
             task: tasks.base.Task, tokenizer: tokenizers.Tokenizer,
-            config: SamplingConfig, mesh: jax.sharding.Mesh,
-            phases) -> tuple[Groups, Graded]:
+            config: SamplingConfig, mesh: jax.sharding.Mesh, phases,
+            weights: rewards_lib.Weights = _VERDICT_ALONE,
+            ) -> tuple[Groups, Graded]:
   """Sample and verify one batch.
+
+  With `prompts_at_once` below B, the responses of one part are judged while the next
+  part decodes, where the task judges in a pool. Samples are the same either way.
 
   Args:
     policy: pi_b.
@@ -148,22 +170,67 @@ def collect(policy: policies.Policy, problems: Sequence[Problem], key: jax.Array
     config: how to sample.
     mesh: where.
     phases: timer; `sample` and `grade` are added to.
+    weights: of the parts of a reward.
 
   Returns:
     Groups on the device, with anchor scores 0 since pi_t = pi_b, and what the host
-    knows of them.
+    knows of them; its rewards are weighed, its metrics named as in metrics.jsonl.
   """
+  at_once = config.prompts_at_once or len(problems)
+  parts, waiting = [], []
   with phases('sample'):
     prompt, mask = encode(problems, tokenizer, config.prompt_buckets)
-    rollouts = sample(policy, prompt, mask, key, config, tokenizer, mesh)
-    own, rows = hosts.local(rollouts, mesh), hosts.own_rows(len(problems), mesh)
-    texts = decode(own, tokenizer)
+    for start in range(0, len(problems), at_once):
+      rows = np.arange(start, start + at_once, dtype=np.int32)
+      parts.append(sample(policy, prompt[rows], mask[rows], key, config, tokenizer,
+                          mesh, rows))
+      own = hosts.local(parts[-1], mesh)
+      rows = rows[hosts.own_rows(at_once, mesh)]
+      asked = [problems[row] for row in rows]
+      waiting.append((rows, asked, own,
+                      submit(task, asked, decode(own, tokenizer))))
   with phases('grade'):
-    graded = grade(task, [problems[row] for row in rows], texts)
-    ended = stopped(own, tokenizer.stop_tokens)
-    graded.metrics['response_length/clip_ratio'] = Mean(
-      np.float32((~ended).sum()), np.float32(ended.size))
-    graded = share(graded, rows, len(problems))
+    graded = _merged([
+      (rows, _weighed(task, asked, graded(), own, config, weights, tokenizer))
+      for rows, asked, own, graded in waiting])
+    graded = share(graded, graded.rows, len(problems))
   rewards, anchor, keep = hosts.place(
     (graded.rewards, np.zeros_like(graded.rewards), np.ones(len(problems), bool)), mesh)
+  rollouts = parts[0] if len(parts) == 1 else _joined(parts)
   return Groups(rollouts, rewards, anchor, keep), graded
+
+
+def _weighed(task, problems, graded: Graded, own: Rollouts, config: SamplingConfig,
+             weights: rewards_lib.Weights, tokenizer) -> Graded:
+  """Return verdicts turned into rewards, and the metrics under their full names."""
+  lengths = jax.device_get(own.response_mask).sum(axis=-1)
+  formed = [[task.answer(problem, text) is not None for text in row]
+            for problem, row in zip(problems, graded.texts, strict=True)]
+  parts = {
+    'correct': graded.rewards.reshape(lengths.shape),
+    'format': np.array(formed, np.float32).reshape(lengths.shape),
+    'length': rewards_lib.length_part(lengths, config.max_new_tokens,
+                                      weights.full_length)}
+  ended = stopped(own, tokenizer.stop_tokens)
+  found = {name if '/' in name else f'reward/{name}': value
+           for name, value in graded.metrics.items()}
+  found |= {f'reward/{name}': Mean(part.sum(dtype=np.float32), np.float32(part.size))
+            for name, part in parts.items()}
+  found['response_length/clip_ratio'] = Mean(np.float32((~ended).sum()),
+                                             np.float32(ended.size))
+  return Graded(graded.texts, rewards_lib.total(parts, weights), found)
+
+
+def _merged(parts: list[tuple[np.ndarray, Graded]]) -> Graded:
+  """Return the verdicts of consecutive parts of a batch, and their rows, as one."""
+  found = {}
+  for _, graded in parts:
+    found = metrics_lib.merge(found, graded.metrics)
+  return Graded([row for _, graded in parts for row in graded.texts],
+                np.concatenate([graded.rewards for _, graded in parts]), found,
+                np.concatenate([rows for rows, _ in parts]))
+
+
+@jax.jit
+def _joined(parts: list[Rollouts]) -> Rollouts:
+  return jax.tree.map(lambda *x: sharding.constrain_batch(jnp.concatenate(x)), *parts)

@@ -68,11 +68,16 @@ class Run:
     hosts.check_same('the configuration', f'{config.to_json()} in {workdir}')
     with hosts.agreeing():
       self.parts = build.build(config)
+    if self.parts.described:
+      self.plain_config['data'] = self.parts.described
+      hosts.check_same('the problem sets', json.dumps(self.parts.described))
     workdirs.claim(workdir, self.plain_config, override_workdir)
     self.phases = phases.Phases(config.log.watchdog_s)
     self.checkpoints = checkpoint.Checkpointer(
       os.path.join(workdir, 'checkpoints'), keep_last=config.checkpoint.keep,
       best_metric=config.checkpoint.best_metric or None, every=config.checkpoint.every)
+    with hosts.agreeing():
+      build.start_task(config, self.parts.task)
     self.compiles = 0
     self.stop_asked = False
     self.programs = programs.Programs(self.parts)
@@ -98,7 +103,8 @@ class Run:
         self.close()
 
   def close(self) -> None:
-    """Finish the save under way and stop the watchdog."""
+    """Finish the save under way, stop the watchdog and the task's processes."""
+    self.parts.task.stop()
     self.checkpoints.close()
     self.phases.close()
 
@@ -162,12 +168,12 @@ class Run:
       groups, graded = rollout.collect(
         state.params, problems, jax.random.fold_in(self._key(SAMPLE), step),
         self.parts.task, self.parts.tokenizer, self.parts.sampling, self.parts.mesh,
-        self.phases)
+        self.phases, self.parts.reward)
       with self.phases('update'):
         state, metrics = self.programs.update(state, groups)
         self._flush(pending)
         jax.block_until_ready(state.params)
-    pending = Pending(step, metrics | _named(graded.metrics), {}, groups)
+    pending = Pending(step, metrics | graded.metrics, {}, groups)
     if step % self.config.log.groups_every == 0 or step == 1:
       self._look_inside(state, pending, problems, graded)
     if step == 1:
@@ -307,9 +313,3 @@ def say(text: str) -> None:
   """Tell the user, beside the progress bar, once for all processes."""
   if hosts.first():
     tqdm.tqdm.write(text, file=sys.stderr)
-
-
-def _named(metrics: dict) -> dict:
-  """Give a task's diagnostics their place among the training metrics."""
-  return {name if '/' in name else f'reward/{name}': value
-          for name, value in metrics.items()}

@@ -10,23 +10,14 @@ Index t always means the token at t: `logprobs[..., t]` is the log-probability o
 predict lives in `sequence.py`.
 """
 
-import dataclasses
 from typing import Any
 
 import jax
 from flax import struct
 
+from lpo_jax.problem import Problem as Problem  # one of the nouns, without jax
+
 Array = jax.Array
-
-
-@dataclasses.dataclass(frozen=True)
-class Problem:
-  """One question on the host: what is asked and what a verifier needs to judge it."""
-
-  prompt: Any  # text, or a list of {'role', 'content'} messages
-  answer: Any  # whatever the task's verifier reads
-  id: str  # unique within its split; names the problem in errors and logs
-  images: tuple | None = None
 
 
 @struct.dataclass

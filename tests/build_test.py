@@ -69,7 +69,7 @@ def test_building_compiles_nothing(monkeypatch):
 def test_every_field_is_read():
   """A field nobody reads is a bug."""
   source = ''.join((ROOT / 'lpo_jax' / name).read_text()
-                   for name in ('build.py', 'train.py', 'main.py'))
+                   for name in ('build.py', 'checks.py', 'train.py', 'main.py'))
   source = source.replace('temperature.', 'config.objective.temperature.')
 
   def leaves(config, prefix=''):

@@ -1,100 +1,80 @@
-"""The code verdict against a corpus of right, wrong and hostile programs."""
+"""The task of programs: verdicts, votes, demonstrations, and a sandbox that must be."""
 
 import json
-import logging
-import pathlib
 import shutil
-import time
 
 import pytest
 
 from lpo_jax import tasks
-from lpo_jax.tasks import code
-from lpo_jax.tasks import sandbox as sandboxes
+from lpo_jax.tasks import sandbox
 
-_ROWS = [json.loads(line) for line in (
-  pathlib.Path(__file__).parent / 'corpora' / 'code.jsonl').read_text().splitlines()]
 KIND = 'bubblewrap' if shutil.which('bwrap') else 'rlimits'
-TOTAL_S = 20.0
+_ROW = {'question': 'Double.', 'input_output': json.dumps(
+  {'inputs': ['1\n', '0\n'], 'outputs': ['2\n', '0\n']}),
+  'solutions': json.dumps(['print(2*int(input()))\n'])}
 
 
-@pytest.mark.parametrize('row', _ROWS, ids=[row['why'] for row in _ROWS])
-def test_corpus_program_gets_its_verdict_in_time(row):
-  if KIND == 'rlimits' and row.get('hostile'):
-    pytest.skip('hostile programs are run behind walls only: install bubblewrap')
-  limits = sandboxes.Limits(test_s=row.get('test_s', 8.0), total_s=TOTAL_S)
-  start = time.perf_counter()
-  reward, note = tasks.code.judge(row['tests'], row['response'], sandbox=KIND,
-                                  limits=limits)
-  assert time.perf_counter() - start < TOTAL_S + 5
-  assert isinstance(reward, float)
-  assert reward == pytest.approx(row['reward'])
-  assert note in ('', code.TIMEOUT)
+@pytest.fixture
+def options(tmp_path):
+  for name, question in (('train', 'Double.'), ('test', 'Double it.')):
+    (tmp_path / f'{name}.jsonl').write_text(
+      json.dumps(_ROW | {'question': question}) + '\n')
+  return {'train': str(tmp_path / 'train.jsonl'), 'sandbox': KIND,
+          'evals': (str(tmp_path / 'test.jsonl'),)}
 
 
-def test_corpus_is_large_and_every_row_says_why():
-  assert len(_ROWS) >= 120
-  assert len({row['why'] for row in _ROWS}) == len(_ROWS)
+def test_the_reward_is_the_share_of_tests_passed_or_all_or_nothing(options):
+  task = tasks.get('code', **options)
+  [problem] = task.problems('train')
+  half = '```python\nprint(2)\n```'
+  assert task.verify(problem, half) == 0.5
+  assert tasks.get('code', all_or_nothing=True, **options).verify(problem, half) == 0.0
+  assert task.verify(problem, task.demonstration(problem)) == 1.0
 
 
-def test_all_or_nothing_needs_all():
-  tests = {'inputs': ['1', '2'], 'outputs': ['1', '2']}
-  def verify(program):
-    return code.verify(tests, program, sandbox=KIND, all_or_nothing=True)
-  assert verify('print(input())') == 1.0
-  assert verify('print(1)') == 0.0
+def test_the_pool_judges_with_the_tasks_own_options(options):
+  for extra, wanted in (({}, 0.5), ({'all_or_nothing': True}, 0.0)):
+    task = tasks.get('code', **options, **extra)
+    problems = list(task.problems('train'))
+    task.start(workers=1, deadline_s=30.0)
+    try:
+      found = task.submit(problems, [['print(2)', task.demonstration(problems[0])]])()
+    finally:
+      task.stop()
+    assert found.rewards == [[wanted, 1.0]]
 
 
-def test_what_is_expected_never_enters_the_sandbox(monkeypatch):
-  sent = []
-  exchange = sandboxes._Inside._exchange
-  def spy(self, request, deadline):
-    sent.append(request)
-    return exchange(self, request, deadline)
-  monkeypatch.setattr(sandboxes._Inside, '_exchange', spy)
-  tests = {'fn_name': 'f', 'inputs': ['1', '2'], 'outputs': ['"secret"', '"hidden"']}
-  assert code.verify(tests, 'def f(x):\n  return "secret"', sandbox=KIND) == 0.5
-  assert len(sent) == 3
-  assert not any('hidden' in request for request in sent)
-  for test, request in enumerate(sent[1:]):  # one input at a time
-    assert json.loads(request)['arguments'] == [test + 1]
+def test_equal_programs_vote_together_and_no_program_does_not_vote(options):
+  task = tasks.get('code', **options)
+  one, other = (f'Text.\n```python\n{body}\n```' for body in (
+    'print(1) \n\nprint(2)', 'print(1)\nprint(2)'))
+  assert task.answer(None, one) == task.answer(None, other) == 'print(1)\nprint(2)'
+  assert task.answer(None, 'print(1)') is None
+  assert task.answer(None, '```python\n\n```') is None
 
 
-@pytest.mark.parametrize('response,program', [
-  ('x = 1', 'x = 1'), ('```python\na\n```', 'a'), ('```\na\n```\n```py\nb\n```', 'b'),
-  ('```python\na\n```\n```\nout\n```', 'a'), ('```cpp\na\n```', 'a'),
-  ('```python\na\n```\n```python\nb', 'b'), ('~~~\na\n~~~', 'a'),
-  ('````python\n```\na\n```\n````', '```\na\n```'),
-  ('  ```python\n  a\n    b\n  ```', 'a\n  b'),
-  ('<think>```python\na\n```</think>\n```python\nb\n```', 'b'), ('', ''),
-])
-def test_the_last_fenced_program_is_extracted(response, program):
-  assert code.extract(response) == program
+def test_a_problem_without_a_solution_has_no_demonstration(options, tmp_path):
+  path = tmp_path / 'bare.jsonl'
+  path.write_text(json.dumps({name: _ROW[name] for name in
+                              ('question', 'input_output')}) + '\n')
+  task = tasks.get('code', **options | {'train': str(path)})
+  with pytest.raises(NotImplementedError, match='no demonstrations'):
+    task.demonstration(task.problems('train')[0])
 
 
-@pytest.mark.parametrize('unit', ['```', '```python\n', '~~~\n', '`', '\n', '``` \n\t'])
-def test_extraction_is_quick_on_any_text(unit):
-  start = time.perf_counter()
-  code.extract(unit * 100_000)
-  assert time.perf_counter() - start < 2
+def test_a_missing_sandbox_is_refused_with_the_remedy(options, monkeypatch):
+  sandbox._failure.cache_clear()
+  monkeypatch.setattr(sandbox.shutil, 'which', lambda name: None)
+  task = tasks.get('code', **options | {'sandbox': 'bubblewrap'})
+  try:
+    with pytest.raises(ValueError, match='apt-get install bubblewrap.*rlimits'):
+      task.start(workers=1, deadline_s=30.0)
+  finally:
+    sandbox._failure.cache_clear()
 
 
-def test_tests_of_no_known_form_are_refused():
-  with pytest.raises(ValueError, match='known'):
-    code.verify({'input': []}, 'print(1)', sandbox=KIND)
-
-
-def test_without_bubblewrap_the_verdict_refuses_and_says_how(monkeypatch):
-  monkeypatch.setenv('PATH', '/nonexistent')
-  sandboxes._failure.cache_clear()
-  with pytest.raises(RuntimeError, match='apt-get install bubblewrap'):
-    code.verify({'inputs': ['1'], 'outputs': ['1']}, 'print(1)')
-  sandboxes._failure.cache_clear()
-
-
-def test_the_weaker_sandbox_works_and_says_so_loudly(caplog):
-  sandboxes._failure.cache_clear()
-  with caplog.at_level(logging.WARNING):
-    assert code.verify({'inputs': ['1'], 'outputs': ['1']}, 'print(input())',
-                       sandbox='rlimits') == 1.0
-  assert 'WITHOUT isolation' in caplog.text
+def test_an_unknown_sandbox_or_a_limit_that_is_none_is_refused(options):
+  with pytest.raises(ValueError, match="'docker': known: bubblewrap, rlimits"):
+    tasks.get('code', **options | {'sandbox': 'docker'})
+  with pytest.raises(ValueError, match='memory_mib=0'):
+    tasks.get('code', memory_mib=0, **options)

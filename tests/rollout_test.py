@@ -1,5 +1,6 @@
 """What is sampled is what is verified, and a verdict that cannot be is named."""
 
+import dataclasses
 import functools
 
 import jax
@@ -7,7 +8,8 @@ import numpy as np
 import pytest
 
 from configs import models
-from lpo_jax import phases, policy, rollout, sharding, tasks, tokenizer
+from lpo_jax import phases, policy, rewards, rollout, sharding, tasks, tokenizer
+from lpo_jax.tasks import grading
 from lpo_jax.types import Problem, Rollouts
 from tests import learner
 
@@ -15,7 +17,7 @@ _CONFIG = rollout.SamplingConfig(samples_per_prompt=3, max_new_tokens=6, chunk=8
                                  prompt_buckets=(8, 16), unroll=False)
 
 
-class _Task:
+class _Task(tasks.base.Task):
   """Gives each text the reward that it spells."""
 
   name = 'fake'
@@ -98,3 +100,64 @@ def test_a_collected_batch_is_ready_to_learn_from():
   assert int(clipped.count) == 6
   assert float(clipped) == 1 - ended.any(-1).mean()
   assert set(seconds) == {'timing_s/sample', 'timing_s/grade'}
+
+
+class _Slow(_Task):
+  """Tells when a part is handed in and when its verdicts are asked for."""
+
+  def __init__(self):
+    self.events = []
+
+  def answer(self, problem, text):
+    return None if len(text) % 2 else text
+
+  def diagnostics(self, problem, text, reward):
+    return {}
+
+  def submit(self, problems, texts):
+    self.events.append(f'submit {[p.id for p in problems]}')
+    def result():
+      self.events.append('result')
+      return grading.Verdicts([[len(text) % 5 / 4 for text in row] for row in texts],
+                              {'grading/timeout_frac': (1.0, float(len(texts)))}, [])
+    return result
+
+
+@functools.cache
+def _collected_in_parts(at_once):
+  task, words = _Slow(), tokenizer.get('countdown')
+  problems = tasks.get('countdown').problems('train')[:4]
+  key = jax.random.key(0)
+  fresh = learner.jit(lambda key: policy.Policy(models.POLICIES['countdown_tiny'], key))
+  weights = rewards.Weights(0.5, 0.25, 0.25, full_length=0.5)
+  config = dataclasses.replace(_CONFIG, prompts_at_once=at_once)
+  groups, graded = rollout.collect(
+    fresh(key), problems, key, task, words, config, sharding.make_mesh((1, 1, 1)),
+    phases.Phases(None), weights)
+  return jax.device_get(groups), graded, task.events
+
+
+def test_parts_are_judged_as_they_come_and_change_nothing():
+  whole, graded, _ = _collected_in_parts(0)
+  parts, graded_parts, events = _collected_in_parts(2)
+  jax.tree.map(np.testing.assert_array_equal, parts, whole)
+  assert graded_parts.texts == graded.texts
+  for name, mean in graded.metrics.items():
+    expected = float(mean.total) * (2 if name == 'grading/timeout_frac' else 1)
+    assert float(graded_parts.metrics[name].total) == pytest.approx(expected), name
+  assert [event.split()[0] for event in events] == ['submit'] * 2 + ['result'] * 2
+
+
+def test_rewards_are_the_parts_weighed_and_each_part_is_a_metric():
+  groups, graded, _ = _collected_in_parts(0)
+  lengths = groups.rollouts.response_mask.sum(-1)
+  texts = graded.texts
+  parts = {
+    'correct': np.array([[len(text) % 5 / 4 for text in row] for row in texts]),
+    'format': np.array([[1.0 - len(text) % 2 for text in row] for row in texts]),
+    'length': np.clip((6 - lengths) / 3, 0, 1)}
+  expected = 0.5 * parts['correct'] + 0.25 * parts['format'] + 0.25 * parts['length']
+  np.testing.assert_allclose(groups.rewards, expected, atol=1e-6)
+  for name, part in parts.items():
+    assert float(graded.metrics[f'reward/{name}']) == pytest.approx(part.mean()), name
+  assert 0 < parts['format'].mean() < 1

@@ -14,9 +14,11 @@ if typing.TYPE_CHECKING:
   from lpo_jax.tasks import base
 
 _TASKS = {  # name (also the module) -> class
+  'code': 'Code',
   'countdown': 'Countdown',
+  'math': 'Math',
 }
-_MODULES = (*_TASKS, 'base', 'code', 'grading', 'math', 'sandbox')
+_MODULES = (*_TASKS, 'base', 'grading', 'sandbox')
 
 
 def __getattr__(name: str):
@@ -36,16 +38,24 @@ def get(name: str, **options) -> 'base.Task':
   Raises:
     ValueError: unknown name or option; the message names the nearest one.
   """
-  if name not in _TASKS:
-    raise ValueError(f'unknown task {name!r}: {_suggest(name, _TASKS)}')
-  module = importlib.import_module(f'lpo_jax.tasks.{name}')
-  task_class = getattr(module, _TASKS[name])
+  task_class = _class(name)
   known = inspect.signature(task_class).parameters
   for option in options:
     if option not in known:
       raise ValueError(
         f'task {name!r} has no option {option!r}: {_suggest(option, known)}')
   return task_class(**options)
+
+
+def takes(name: str, option: str) -> bool:
+  """Return whether the task called `name` has `option`; see `get` for errors."""
+  return option in inspect.signature(_class(name)).parameters
+
+
+def _class(name: str):
+  if name not in _TASKS:
+    raise ValueError(f'unknown task {name!r}: {_suggest(name, _TASKS)}')
+  return getattr(importlib.import_module(f'lpo_jax.tasks.{name}'), _TASKS[name])
 
 
 def _suggest(word: str, known) -> str:

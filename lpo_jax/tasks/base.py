@@ -7,12 +7,14 @@ nothing of models, tokens or devices. Step i's problems are a pure function of
 
 import dataclasses
 import functools
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
+from lpo_jax.problem import Problem
+from lpo_jax.tasks import grading
 
-from lpo_jax.types import Problem
+if TYPE_CHECKING:
+  import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,9 +43,44 @@ class Task(Protocol):
     """Return the held-out sets by name; one, called like the task, unless it says."""
     return {self.name: EvalSet(self.problems('test'))}
 
+  def described(self) -> dict[str, dict]:
+    """Return the sets that were read by name: counts, rows dropped and why, a hash.
+
+    Empty where problems are drawn, not read.
+    """
+    return {}
+
+  def restrict(self, fits: Callable[[Problem], bool]) -> None:
+    """Drop and count the training problems that do not fit, where they were read."""
+
   def verify(self, problem: Problem, response_text: str) -> float:
     """Return the reward in [0, 1]; never raises on a response's content."""
     ...
+
+  def start(self, workers: int, deadline_s: float) -> None:
+    """Start what `submit` needs, before anything is compiled.
+
+    Args:
+      workers: processes that judge, where verdicts are costly.
+      deadline_s: wall clock of one verdict there.
+
+    Raises:
+      ValueError: verdicts cannot be given on this machine; says the remedy.
+    """
+
+  def stop(self) -> None:
+    """End what `start` started."""
+
+  def submit(self, problems: Sequence[Problem], texts: Sequence[Sequence[str]],
+             ) -> Callable[[], grading.Verdicts]:
+    """Begin to judge texts [B][K]; return what waits for the verdicts.
+
+    Here they are given in this process, when they are waited for; a task whose
+    verdicts are costly gives them in a pool, while the caller goes on.
+    """
+    return lambda: grading.Verdicts(
+      [[self.verify(problem, text) for text in row]
+       for problem, row in zip(problems, texts, strict=True)], {}, [])
 
   def answer(self, problem: Problem, response_text: str) -> str | None:
     """Return the key under which equal answers vote together; None without answer."""
@@ -66,7 +103,7 @@ class Task(Protocol):
     return {}
 
 
-def problem_indices(size: int, seed: int, step: int, count: int) -> np.ndarray:
+def problem_indices(size: int, seed: int, step: int, count: int) -> 'np.ndarray':
   """Return the problems of one step, each problem exactly once per epoch.
 
   Steps are consecutive slices of one endless sequence: the permutation of epoch 0,
@@ -89,6 +126,7 @@ def problem_indices(size: int, seed: int, step: int, count: int) -> np.ndarray:
     raise ValueError(
       f'need size >= 1, count >= 1, seed >= 0, step >= 0; got size={size}, '
       f'count={count}, seed={seed}, step={step}')
+  import numpy as np  # here, so that a process that grades starts without it
   positions = np.arange(step * count, (step + 1) * count)
   epochs = positions // size
   parts = [
@@ -99,5 +137,6 @@ def problem_indices(size: int, seed: int, step: int, count: int) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=4)
-def _permutation(size: int, seed: int, epoch: int) -> np.ndarray:
+def _permutation(size: int, seed: int, epoch: int) -> 'np.ndarray':
+  import numpy as np
   return np.random.default_rng([seed, epoch]).permutation(size)

@@ -1,101 +1,82 @@
-"""Programs judged by their tests, inside the sandbox.
+"""Programming problems, answered by a fenced program that is run on tests.
 
-`verify(tests, response)` extracts the last fenced program, runs it on every test and
-returns the share that passed. What is expected stays out here: the sandbox gets one
-input at a time, and what it prints or returns is compared by `code_tests`. Total over
-all response texts.
+`verify(tests, response)` is the verdict, from `code_verdict`, inside the sandbox. The
+sets are those of `code_problems`; runs judge in a pool of processes.
 """
 
-import functools
-import json
-import re
+from collections.abc import Sequence
 
-from lpo_jax.tasks import code_tests
+from lpo_jax.problem import Problem
+from lpo_jax.tasks import code_problems, code_verdict, problem_sets
 from lpo_jax.tasks import sandbox as sandboxes
 
-MAX_PROGRAM = 1 << 20  # characters of a program that is run
-TIMEOUT, ERROR = 'timeout', 'error'
-_PYTHON = {'python', 'python3', 'py', 'py3', 'python2', 'pypy', 'pypy3'}
-_FENCE = re.compile(r'([ \t]*)(`{3,}|~{3,})[ \t]*\{?\.?([\w+#-]*)[^`]*')
-_LIMITS = sandboxes.Limits()
+verify = code_verdict.verify
+judge = code_verdict.judge
+extract = code_verdict.extract
 
 
-def verify(tests, response: str, *, sandbox: str = 'bubblewrap',
-           limits: sandboxes.Limits = _LIMITS, all_or_nothing: bool = False) -> float:
-  """Return the share of tests that the response's program passes, in [0, 1].
+class Code(problem_sets.Task):
+  """The task."""
 
-  Args:
-    tests: any form that `code_tests.read` knows.
-    response: text with a fenced program, or the program itself.
-    sandbox: one of `sandbox.KINDS`.
-    limits: of one program.
-    all_or_nothing: 1.0 if all tests pass, else 0.0, and no test is run after the
-      first that fails.
+  name = 'code'
 
-  Raises:
-    ValueError: tests of no known form, or an unknown sandbox.
-    RuntimeError: the sandbox does not work on this machine; says how to install it.
-  """
-  return judge(tests, response, sandbox=sandbox, limits=limits,
-               all_or_nothing=all_or_nothing)[0]
+  def __init__(self, *, train: str = 'eurus_code',
+               evals: Sequence[str] = ('eurus_code_validation',),
+               train_size: int | None = None, overlap: str = 'drop',
+               sandbox: str = 'bubblewrap', all_or_nothing: bool = False,
+               test_s: float = 5.0, total_s: float = 20.0, memory_mib: int = 1024):
+    """Name the sets; none is loaded before it is asked for.
 
+    Args:
+      train: a set of `code_problems.SETS`, or a place (`sources`): a file, a folder,
+        a hub id, tfds:NAME/SPLIT.
+      evals: sets to evaluate on: names, places, or NAME=PLACE.
+      train_size: problems to train on, from the top; None for all.
+      overlap: 'drop' training questions that are also asked in an evaluation set, or
+        'error'.
+      sandbox: 'bubblewrap', or 'rlimits', which isolates nothing; see `sandbox`.
+      all_or_nothing: reward 1 if all tests pass, else 0; not the share that passed.
+      test_s: seconds that one test may take.
+      total_s: seconds that all tests of one program may take.
+      memory_mib: memory of one test.
 
-def judge(tests, response: str, *, sandbox: str = 'bubblewrap',
-          limits: sandboxes.Limits = _LIMITS,
-          all_or_nothing: bool = False) -> tuple[float, str]:
-  """Return `verify`'s verdict, and TIMEOUT, ERROR or '' for the worst that happened.
+    Raises:
+      ValueError: an unknown set or choice, or limits that are none.
+    """
+    if sandbox not in sandboxes.KINDS:
+      raise ValueError(f'unknown sandbox {sandbox!r}: known: '
+                       f'{", ".join(sandboxes.KINDS)}')
+    limits = sandboxes.Limits(test_s=test_s, total_s=total_s, memory_mib=memory_mib)
+    self._options = dict(sandbox=sandbox, limits=limits, all_or_nothing=all_or_nothing)
+    super().__init__(code_problems.SETS, code_problems.read, train, evals, overlap,
+                     train_size)
 
-  ERROR is a program that broke its sandbox, not one that raised.
-  """
-  cases = _cases(tests if isinstance(tests, str) else json.dumps(tests))
-  sandboxes.check(sandbox)
-  program = extract(response)
-  if not program.strip() or len(program) > MAX_PROGRAM:
-    return 0.0, ''
-  passed, notes = 0, set()
-  outcomes = sandboxes.run(program, [case.job for case in cases], limits, sandbox)
-  for case, outcome in zip(cases, outcomes, strict=True):
-    right = outcome.status == 'ok' and code_tests.passes(case, outcome.output)
-    passed += right
-    notes.add({'timeout': TIMEOUT, 'lost': ERROR}.get(outcome.status, ''))
-    if all_or_nothing and not right:
-      outcomes.close()
-      return 0.0, max(notes, default='')
-  return passed / len(cases), max(notes)
+  def verify(self, problem: Problem, response_text: str) -> float:
+    """Return the share of tests passed, in [0, 1]; `problem.answer` is the tests."""
+    return verify(problem.answer, response_text, **self._options)
 
+  def pooled(self) -> tuple[str, dict]:
+    """Return the verdict; see `problem_sets.Task.pooled`."""
+    try:
+      sandboxes.check(self._options['sandbox'])
+    except RuntimeError as error:
+      raise ValueError(str(error)) from error
+    return 'lpo_jax.tasks.code_verdict:judge', self._options
 
-@functools.lru_cache(maxsize=256)
-def _cases(tests: str) -> list[code_tests.Case]:
-  """Read tests given as JSON; the K responses to one problem share the work."""
-  return code_tests.read(tests)
+  def answer(self, problem: Problem, response_text: str) -> str | None:
+    """Return the fenced program without blank lines and trailing blanks."""
+    program = code_verdict.fenced(response_text)
+    if program is None or not program.strip():
+      return None
+    return '\n'.join(line.rstrip() for line in program.split('\n') if line.strip())
 
+  def demonstration(self, problem: Problem) -> str:
+    """Return the set's own solution, fenced.
 
-def extract(response: str) -> str:
-  """Return the program in a response.
-
-  The last block fenced as Python counts; without one the last block without a
-  language, then the last of any; without a block the whole text. A block that is
-  never closed reaches to the end.
-  """
-  blocks, body, opened = [], [], None
-  for line in response.split('\n'):
-    match = _FENCE.fullmatch(line.rstrip('\r'))
-    starts = match and match[3].lower() in _PYTHON
-    if match and (opened is None or (starts and not opened[3])):
-      opened, body = match, []
-    elif opened is not None and match and not match[3] and (
-        match[2].startswith(opened[2])):
-      blocks.append((opened[3].lower(), body))
-      opened = None
-    elif opened is not None:
-      indent = opened[1]
-      body.append(line[len(indent):] if line.startswith(indent) else line)
-  if opened is not None:
-    blocks.append((opened[3].lower(), body))
-  if not blocks:
-    return response
-  for wanted in (_PYTHON, {''}):
-    for language, lines in reversed(blocks):
-      if language in wanted:
-        return '\n'.join(lines)
-  return '\n'.join(blocks[-1][1])
+    Raises:
+      NotImplementedError: the problem came without one.
+    """
+    solution = self.solution(problem)
+    if solution is None:
+      return super().demonstration(problem)
+    return f'```python\n{solution.strip()}\n```'

@@ -1,4 +1,4 @@
-"""Solvable Countdown problems: drawn on demand, or read from JSON lines.
+"""Solvable Countdown problems: drawn on demand, or read from a place (`sources`).
 
 A problem is drawn by combining its numbers pairwise, larger operand first, until
 one value is left; a draw with an inexact division or a value out of range is
@@ -8,10 +8,11 @@ a byte below 26 belongs to 'test', every other one to 'train', whatever the seed
 
 import dataclasses
 import hashlib
-import json
-import pathlib
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+
+from lpo_jax.problem import Problem
+from lpo_jax.tasks import sources
 
 MAX_DRAWS = 200_000
 
@@ -24,6 +25,11 @@ class Puzzle:
   target: int
   witness: str | None  # e.g. '((14 + 4) * 2)'; None where a file states none
   id: str
+
+  @property
+  def key(self) -> tuple:
+    """What puzzles share that differ in the numbers' order alone."""
+    return tuple(sorted(self.numbers)), self.target
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +103,7 @@ def distinct(ranges: Ranges, split: str, size: int, seed: int) -> list[Puzzle]:
   source, found = Drawn(ranges, split, size, seed), {}
   for index in range(100 * size + 1000):
     puzzle = source.draw(index)
-    found.setdefault((tuple(sorted(puzzle.numbers)), puzzle.target), puzzle)
+    found.setdefault(puzzle.key, puzzle)
     if len(found) == size:
       return list(found.values())
   raise ValueError(f'found {len(found)} distinct {split} puzzles of the {size} asked '
@@ -139,22 +145,23 @@ def read(path: str, split: str, size: int | None,
   """Read puzzles: objects or rows with nums, target, [id, witness].
 
   Args:
-    path: a folder with one file per split, `split`.jsonl or .parquet; or one such
-      file, whose rows fall into 'train' or are held out (`is_held_out`).
-    split: 'train', or the name of a held-out set; where the folder has no file of
-      that name, its test file.
+    path: a place (`sources`) with files of the splits; or one file, or a place with a
+      training set alone (as on the hub), whose rows fall into 'train' or are held out
+      (`is_held_out`).
+    split: 'train', or the name of a held-out set; where the place has no file of that
+      name, its test file.
     size: how many rows to take from the top; None for all.
     counts: fewest and most numbers of the rows taken; None for any.
 
   Raises:
-    ValueError: a row lacks a field, or there are fewer rows than asked for.
-    OSError: the file cannot be read.
+    ValueError: a row lacks a field, there are fewer rows than asked for, or the place
+      cannot be read (`sources.rows`).
   """
-  file, whole = _file_of(pathlib.Path(path), split), pathlib.Path(path).is_file()
+  rows, whole = _rows(path, split)
   puzzles, held_out = [], split != 'train'
-  for number, row in enumerate(_rows(file)):
+  for number, row in enumerate(rows):
     if 'nums' not in row or 'target' not in row:
-      raise ValueError(f'{file} line {number + 1}: needs nums and target, has '
+      raise ValueError(f'{path} line {number + 1}: needs nums and target, has '
                        f'{sorted(row)}')
     numbers, target = tuple(map(int, row['nums'])), int(row['target'])
     if whole and is_held_out(numbers, target) != held_out:
@@ -167,32 +174,29 @@ def read(path: str, split: str, size: int | None,
       break
   if not puzzles or (size is not None and len(puzzles) < size):
     of = '' if counts is None else f' of {counts[0]} to {counts[1]} numbers'
-    raise ValueError(f'{file} holds {len(puzzles)} rows{of}; asked for '
+    raise ValueError(f'{path} holds {len(puzzles)} rows{of}; asked for '
                      f'{size or "some"}')
   return puzzles
 
 
-def _file_of(path: pathlib.Path, split: str) -> pathlib.Path:
-  """Return the file that holds a split."""
-  if path.is_file():
-    return path
-  names = (split,) if split in ('train', 'test') else (split, 'test')
-  found = [path / f'{name}{kind}' for name in names for kind in ('.jsonl', '.parquet')]
-  return next((file for file in found if file.is_file()), found[0])
+def _rows(path: str, split: str) -> tuple[Iterator[dict], bool]:
+  """Return the rows that hold a split, and whether they hold every other one too."""
+  held_out = ('test',) if split == 'train' else (split, 'test')
+  found = next((name for name in held_out if sources.has(path, name)), None)
+  if found is None or sources.is_one(path):
+    return sources.rows(path, 'train'), True
+  return sources.rows(path, 'train' if split == 'train' else found), False
 
+class Made(Sequence):
+  """Problems made from puzzles at the moment they are looked at."""
 
-def _rows(file: pathlib.Path):
-  """Yield a file's rows as dicts."""
-  if file.suffix == '.parquet':
-    try:
-      from pyarrow import parquet
-    except ImportError as error:
-      raise ValueError(f'{file}: reading Parquet needs pyarrow; pip install pyarrow, '
-                       'or give JSON lines') from error
-    for batch in parquet.ParquetFile(file).iter_batches():
-      yield from batch.to_pylist()
-    return
-  with open(file, encoding='utf-8') as lines:
-    for line in lines:
-      if line.strip():
-        yield json.loads(line)
+  def __init__(self, puzzles: Sequence[Puzzle], make):
+    self._puzzles, self._make = puzzles, make
+
+  def __len__(self) -> int:
+    return len(self._puzzles)
+
+  def __getitem__(self, index: int | slice) -> Problem | list[Problem]:
+    if isinstance(index, slice):
+      return [self[i] for i in range(*index.indices(len(self)))]
+    return self._make(self._puzzles[index])

@@ -1,6 +1,6 @@
 """A pool of processes that grades one batch while the next one decodes.
 
-  with Grader('lpo_jax.tasks.math:judge', workers=4, deadline_s=10.0) as grader:
+  with Grader('lpo_jax.tasks.math_verdict:judge', workers=4, deadline_s=10.0) as grader:
     handle = grader.submit(problems, texts)     # returns at once
     ...                                         # decode the next batch
     verdicts = handle.result()                  # in order, one per response

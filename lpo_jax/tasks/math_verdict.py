@@ -70,6 +70,22 @@ def judge(gold, response: str) -> tuple[float, str]:
   return (0.0, '') if found is None else _judge(str(gold), found)
 
 
+def key(response: str) -> str | None:
+  """Return the key under which equal answers vote together; None without an answer.
+
+  Numbers go by their exact value, units aside; anything else by its text without
+  decoration, so that answers whose equality math-verify alone can tell vote apart.
+  """
+  found = boxed(response)
+  answer = '' if found is None else _tidy(found[:MAX_ANSWER])
+  if not answer:
+    return None
+  value, percent, _ = _number(answer)
+  if isinstance(value, Fraction):
+    return f'{value.numerator:x}/{value.denominator:x}{"%" * percent}'
+  return _text(answer)
+
+
 def boxed(response: str) -> str | None:
   r"""Return the content of the last \boxed{...} that is closed; None without one.
 

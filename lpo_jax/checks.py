@@ -1,0 +1,50 @@
+"""Values of a configuration that no part of a run would refuse by itself.
+
+Each is named with its remedy, before anything is built. What a part does check, its own
+record does: weights of rewards, sizes of a policy, divisions of a batch.
+"""
+
+from configs import base
+
+
+def check(config) -> None:
+  """Raise a ValueError for values that no part below would refuse."""
+  for field, value in _fields(config):
+    if value is None and field not in base.OPTIONAL:
+      raise ValueError(f'{field}=None: give it a value; only '
+                       f'{", ".join(base.OPTIONAL)} may be None')
+  for name, least in (('num_steps', 0), ('prompts_per_step', 1),
+                      ('samples_per_prompt', 1), ('seed', 0), ('micro_prompts', 0)):
+    if config[name] < least:
+      raise ValueError(f'{name}={config[name]}: must be at least {least}')
+  for section, name in (('eval', 'every'), ('eval', 'samples'), ('eval', 'problems'),
+                        ('eval', 'final_samples'), ('checkpoint', 'every'),
+                        ('checkpoint', 'keep'), ('log', 'groups_every'),
+                        ('sampling', 'max_new_tokens')):
+    if config[section][name] < 1:
+      raise ValueError(f'{section}.{name}={config[section][name]}: must be at least 1')
+  if config.task.workers < 0 or not config.task.deadline_s > 0:
+    raise ValueError(f'task.workers={config.task.workers}, task.deadline_s='
+                     f'{config.task.deadline_s}: need workers >= 0 and deadline_s > 0')
+  top_k, top_p = config.sampling.top_k, config.sampling.top_p
+  if (top_k > 0 or top_p < 1) and not config.sampling.allow_truncated:
+    raise ValueError(
+      f'sampling.top_k={top_k}, sampling.top_p={top_p}: '
+      'a truncated pi_b is not the policy that learns; set top_k=0 and top_p=1, or '
+      'sampling.allow_truncated=True')
+  if config.samples_per_prompt == 1 and config.objective.skip_flat_groups:
+    raise ValueError('samples_per_prompt=1 with objective.skip_flat_groups=True would '
+                     'skip every group; set objective.skip_flat_groups=False')
+  if config.sampling.temperature <= 0:
+    raise ValueError(f'sampling.temperature={config.sampling.temperature}: must be > 0 '
+                     'to train; only eval.temperature may be 0')
+
+
+def _fields(config, prefix: str = ''):
+  """Yield every field's dotted name and value; a task's options are its own."""
+  for name, value in config.items():
+    if hasattr(value, 'items'):
+      if name != 'options':
+        yield from _fields(value, f'{prefix}{name}.')
+    else:
+      yield prefix + name, value
