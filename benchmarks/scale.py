@@ -19,7 +19,7 @@ from configs import base, meshes, models
 from lpo_jax import build, hardware, roofline
 from lpo_jax.hardware import GIB
 
-# Policies no machine minds
+# Policies that no machine minds.
 SCRATCH = ('countdown_small', 'countdown_tiny', 'bytes_tiny', 'bench')
 POLICIES = tuple(name for name in models.POLICIES if name not in SCRATCH)
 MACHINES = tuple(name for name, machine in meshes.MESHES.items()
