@@ -8,7 +8,8 @@ from ml_collections import ConfigDict, config_dict
 
 OPTIONAL = (  # the fields that may be None
   'objective.token_clip', 'objective.clip_low', 'objective.clip_high',
-  'objective.aggregation', 'optimizer.clip_norm')
+  'objective.aggregation', 'objective.mix_end', 'objective.temperature.end',
+  'optimizer.clip_norm')
 
 
 def _optional(value, kind):
@@ -90,6 +91,10 @@ def get_config() -> ConfigDict:
   config.objective.token_clip = _optional(0.2, float)  # None: the pure projection
   config.objective.skip_flat_groups = False  # leave out groups of equal rewards
   config.objective.alpha = 0.5  # of lpo_alpha
+  config.objective.mix = 0.0  # of lpo_mix: share of reverse KL, the rest forward KL
+  config.objective.mix_end = _optional(None, float)  # the share after schedule_steps
+  config.objective.schedule = 'linear'  # or cosine: how mix and temperature get there
+  config.objective.schedule_steps = 0  # iterations
   config.objective.clip_low = _optional(None, float)  # None: the method's own
   config.objective.clip_high = _optional(None, float)
   config.objective.aggregation = _optional(None, str)  # of tokens; None: the method's
@@ -98,6 +103,7 @@ def get_config() -> ConfigDict:
   config.objective.temperature = ConfigDict()
   config.objective.temperature.rule = 'group_std'  # tau, see simplex/temperature.py
   config.objective.temperature.value = 1.0  # tau, its multiplier, or the KL or ESS
+  config.objective.temperature.end = _optional(None, float)  # after schedule_steps
 
   config.optimizer = ConfigDict()
   config.optimizer.learning_rate = 1e-6

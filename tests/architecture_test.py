@@ -24,7 +24,7 @@ LAYERS = (
   {
     'exact', 'objective', 'sequence', 'sharding', 'optimizer', 'tokenizer', 'metrics',
     'phases', 'manifest', 'hardware', 'allocator', 'compilation', 'hosts', 'hub',
-    'rewards',
+    'rewards', 'schedule', 'methods',
   },
   {'sampler', 'compaction', 'tasks', 'policy'},
   {
@@ -40,6 +40,8 @@ LAYERS = (
 SIDEWAYS = {
   ('evaluate', 'rollout'),  # evaluation samples and verifies as training does
   ('objective', 'sequence'),
+  ('objective', 'schedule'),
+  ('objective', 'methods'),
   ('hosts', 'sharding'),
   ('sampler', 'policy'),
   ('evaluate', 'outcomes'),

@@ -348,7 +348,7 @@ _certify = learner.jit(functools.partial(
 def test_certificate_is_theorem_2_measured_after_the_update():
   groups = learner.groups(8).replace(keep=np.arange(8) != 3)
   policy = _four_updates()[0].params
-  metrics, simplexes = _certify(policy, groups)
+  metrics, simplexes = _certify(policy, 0, groups)
   mask = groups.rollouts.response_mask
   delta = np.float64(learner.logprobs(policy, groups.rollouts))
   delta = (delta - groups.rollouts.logprobs) * mask
@@ -378,7 +378,7 @@ def test_certificate_is_theorem_2_measured_after_the_update():
 
 def test_certificate_of_no_update_gains_nothing():
   groups = learner.groups(8)
-  metrics, _ = _certify(learner.policy(), groups)
+  metrics, _ = _certify(learner.policy(), 0, groups)
   assert abs(float(metrics['lpo/improvement'])) < 1e-6
   gibbs = jax.vmap(simplex.gibbs_target)(groups.rewards, groups.rewards.std(1))
   expected = 0.5 * np.abs(np.exp(gibbs) - 1 / learner.SAMPLES).sum(1).mean()
