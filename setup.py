@@ -31,11 +31,11 @@ setuptools.setup(
   extras_require={
     'tpu': ['jax[tpu]'],
     'cuda': ['jax[cuda12]'],
-    'data': ['pyarrow', 'tensorflow-datasets'],
+    'data': ['array_record', 'pyarrow', 'tensorflow-datasets'],
     'code': ['math-verify'],
     'notebooks': ['ipykernel', 'jupyter', 'nbclient', 'nbformat'],
     # torch is the parity tests' oracle; pinned, so that a local CPU build is taken.
-    'test': ['math-verify', 'pyarrow', 'pytest', 'pytest-xdist', 'ruff',
-             'torch==2.13.0'],
+    'test': ['ipykernel', 'math-verify', 'nbclient', 'nbformat', 'pyarrow', 'pytest',
+             'pytest-xdist', 'ruff', 'torch==2.13.0'],
   },
 )

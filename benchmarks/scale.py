@@ -19,7 +19,8 @@ from configs import base, meshes, models
 from lpo_jax import build, footprint, hardware, roofline
 from lpo_jax.hardware import GIB
 
-SCRATCH = ('countdown_small', 'countdown_tiny', 'bench')  # policies no machine minds
+# Policies that no machine minds.
+SCRATCH = ('countdown_small', 'countdown_tiny', 'bytes_tiny', 'bench')
 POLICIES = tuple(name for name in models.POLICIES if name not in SCRATCH)
 MACHINES = tuple(name for name, machine in meshes.MESHES.items()
                  if machine.device != 'any')

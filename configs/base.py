@@ -8,7 +8,8 @@ from ml_collections import ConfigDict, config_dict
 
 OPTIONAL = (  # the fields that may be None
   'objective.token_clip', 'objective.clip_low', 'objective.clip_high',
-  'objective.aggregation', 'optimizer.clip_norm')
+  'objective.aggregation', 'objective.mix_end', 'objective.temperature.end',
+  'optimizer.clip_norm')
 
 
 def _optional(value, kind):
@@ -96,6 +97,10 @@ def get_config() -> ConfigDict:
   config.objective.token_clip = _optional(0.2, float)  # None: the pure projection
   config.objective.skip_flat_groups = False  # leave out groups of equal rewards
   config.objective.alpha = 0.5  # of lpo_alpha
+  config.objective.mix = 0.0  # of lpo_mix: share of reverse KL, the rest forward KL
+  config.objective.mix_end = _optional(None, float)  # the share after schedule_steps
+  config.objective.schedule = 'linear'  # or cosine: how mix and temperature get there
+  config.objective.schedule_steps = 0  # iterations
   config.objective.clip_low = _optional(None, float)  # None: the method's own
   config.objective.clip_high = _optional(None, float)
   config.objective.aggregation = _optional(None, str)  # of tokens; None: the method's
@@ -104,6 +109,7 @@ def get_config() -> ConfigDict:
   config.objective.temperature = ConfigDict()
   config.objective.temperature.rule = 'group_std'  # tau, see simplex/temperature.py
   config.objective.temperature.value = 1.0  # tau, its multiplier, or the KL or ESS
+  config.objective.temperature.end = _optional(None, float)  # after schedule_steps
 
   config.optimizer = ConfigDict()
   config.optimizer.learning_rate = 1e-6
@@ -122,10 +128,10 @@ def get_config() -> ConfigDict:
 
   config.eval = ConfigDict()
   config.eval.every = 20  # steps; also before the first and after the last
-  config.eval.problems = 256  # of the test split
-  config.eval.samples = 16  # responses to each
+  config.eval.problems = 256  # of each set, from its top
+  config.eval.samples = 16  # n: responses to each; a set's own n counts before it
   config.eval.final_samples = 64  # the same, before the first step and after the last
-  config.eval.temperature = 1.0
+  config.eval.temperature = 1.0  # a set's own counts before it
   config.eval.shuffle_images = False  # each problem has another's images: NAME_shuffled
   config.eval.pass_at = (1, 2, 4, 8, 16, 32, 64)  # k of pass@k, up to the samples
 

@@ -39,11 +39,11 @@ POLICIES = {
     mlp_width=128, qk_norm=True),
   # Reads drawn figures, with the vocabulary of experiments/samples/figures.
   'figures_small': PolicyConfig(
-    vocab_size=64, width=96, layers=3, heads=4, kv_heads=2, head_dim=24, mlp_width=192,
-    qkv_bias=True, tied_embeddings=True, rope_sections=(4, 4, 4),
-    vision=VisionConfig(width=96, layers=3, heads=4, mlp_width=192, patch_size=12,
-                        temporal_patch_size=1, window_size=48, full_blocks=(2,),
-                        image_token=3, start_token=2)),
+    vocab_size=64, width=64, layers=2, heads=4, kv_heads=2, head_dim=16, mlp_width=128,
+    qkv_bias=True, tied_embeddings=True, rope_sections=(2, 3, 3),
+    vision=VisionConfig(width=64, layers=2, heads=4, mlp_width=128, patch_size=24,
+                        temporal_patch_size=1, merge_size=1, window_size=48,
+                        full_blocks=(1,), image_token=3, start_token=2)),
   # Qwen3's shape at benchmark size: 4.85 M parameters.
   'bench': PolicyConfig(
     vocab_size=512, width=256, layers=6, heads=8, kv_heads=4, head_dim=32,

@@ -34,18 +34,19 @@ def tiny(config):
   config.policy.name = 'figures_small'
   config.policy.tokenizer = 'experiments/samples/figures'
   config.policy.vision.update(min_pixels=576, max_pixels=100_000)
-  config.warmstart.update(steps=400, batch=64, learning_rate=1.5e-3, warmup_steps=40)
-  config.num_steps = 60
+  config.task.options.train_size = 4096
+  config.warmstart.update(steps=280, batch=64, learning_rate=3e-3, warmup_steps=40)
+  config.num_steps = 120
   config.prompts_per_step = 32
   config.samples_per_prompt = 8
   config.updates_per_step = 2
   config.micro_prompts = 16
   config.sampling.max_new_tokens = 12
   config.sampling.prompt_buckets = (16,)
-  config.sampling.patch_buckets = (48,)
+  config.sampling.patch_buckets = (12,)
   config.objective.skip_flat_groups = True
   config.objective.behavior = 'sampler'
-  config.optimizer.update(learning_rate=1e-4, warmup_steps=8, b2=0.95,
+  config.optimizer.update(learning_rate=2e-4, warmup_steps=8, b2=0.95,
                           weight_decay=0.0)
   config.eval.update(every=20, problems=128, samples=8, final_samples=8,
                      pass_at=(1, 8))

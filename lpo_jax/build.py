@@ -169,7 +169,10 @@ def _objective(config) -> objective.ObjectiveConfig:
     name=config.objective.name, score=config.objective.score,
     token_clip=config.objective.token_clip,
     temperature_rule=temperature.rule, temperature_value=temperature.value,
-    alpha=config.objective.alpha, clip_low=config.objective.clip_low,
+    temperature_end=temperature.end, alpha=config.objective.alpha,
+    mix=config.objective.mix, mix_end=config.objective.mix_end,
+    schedule=config.objective.schedule,
+    schedule_steps=config.objective.schedule_steps, clip_low=config.objective.clip_low,
     clip_high=config.objective.clip_high, aggregation=config.objective.aggregation)
 
 

@@ -65,8 +65,9 @@ def _run() -> int:
     return _refuse(f'--mode={_MODE.value} with --export_dir={_EXPORT_DIR.value}: '
                    '--mode=export and --export_dir=DIR need each other')
   try:
-    from lpo_jax import train
+    from lpo_jax import compilation, train
 
+    compilation.keep(_WORKDIR.value)
     run = train.Run(_CONFIG.value, _WORKDIR.value, _OVERRIDE.value)
     if exporting:
       run.export(_EXPORT_DIR.value)

@@ -20,7 +20,7 @@ from lpo_jax import sequence, sharding
 from lpo_jax.policy import lora
 from lpo_jax.types import Coefficients, Group, Groups, Mean, Rollouts
 
-GROUP_AXES = Group(0, 0, 0, 0, 0, None, None)  # the batch's statistics are shared
+GROUP_AXES = Group(0, 0, 0, 0, 0, None, None, None)  # the batch shares the last
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +112,7 @@ def gradient(objective: Callable[[Group], Coefficients], policy, groups: Groups,
     policy: pi_theta.
     groups: M of them.
     behavior: f32[M, K, N] log pi_b; None when pi_theta is pi_b.
-    statistics: mean and std of the whole batch's rewards, see `Group`.
+    statistics: mean and std of the whole batch's rewards, and the step, see `Group`.
     first: bool, whether pi_theta still is pi_b, so that its gap to the sampler's
       record is the sampler's error.
     config: how the minibatch is cut up.

@@ -13,58 +13,15 @@ import difflib
 import functools
 import math
 from collections.abc import Callable, Collection
-from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 
-from lpo_jax import baselines, simplex
+from lpo_jax import baselines, methods, simplex
+from lpo_jax import schedule as schedules
 from lpo_jax.simplex import geometry
 from lpo_jax.types import Array, Coefficients, Group, Mean
-
-
-class _Method(NamedTuple):
-  """A baseline as published: what `None` in the config stands for."""
-
-  advantage: Callable[[Group], Array]
-  loss: Callable[..., Array]
-  coefficients: Callable[..., tuple[Array, Array]]
-  clip_low: float
-  clip_high: float
-  aggregation: str
-
-
-def _on_rewards(advantage):
-  return lambda group: advantage(group.rewards)
-
-
-def _reinforce_pp(group: Group) -> Array:
-  return baselines.advantage_reinforce_pp(group.rewards, group.batch_std)
-
-
-_GRPO = _on_rewards(baselines.advantage_grpo)
-_PPO = (baselines.clipped_policy_gradient,
-        baselines.clipped_policy_gradient_coefficients)
-_GSPO = (baselines.gspo, baselines.gspo_coefficients)
-_CISPO = (baselines.cispo, baselines.cispo_coefficients)
-
-# arXiv ids, in order: 2402.03300, 2503.20783, 2602.02710, 2402.14740 (with PPO's clip
-# for the updates after the first), 2501.03262 (with baseline), 2503.14476, 2507.18071,
-# 2506.13585 (no lower bound: 1 - 1; the upper one is not printed there, here DAPO's).
-_METHODS = {
-  'grpo': _Method(_GRPO, *_PPO, 0.2, 0.2, 'seq_mean_token_mean'),
-  'dr_grpo': _Method(_on_rewards(baselines.advantage_dr_grpo), *_PPO, 0.2, 0.2,
-                     'seq_mean_const_len'),
-  'maxrl': _Method(_on_rewards(baselines.advantage_maxrl), *_PPO, 0.2, 0.2,
-                   'seq_mean_token_mean'),
-  'rloo': _Method(_on_rewards(baselines.advantage_rloo), *_PPO, 0.2, 0.2,
-                  'seq_mean_token_sum'),
-  'reinforce_pp': _Method(_reinforce_pp, *_PPO, 0.2, 0.2, 'token_mean'),
-  'dapo': _Method(_GRPO, *_PPO, 0.2, 0.28, 'token_mean'),
-  'gspo': _Method(_GRPO, *_GSPO, 3e-4, 4e-4, 'seq_mean_token_mean'),
-  'cispo': _Method(_GRPO, *_CISPO, 1.0, 0.28, 'token_mean'),
-}
 
 _DIVERGENCES = {
   'lpo_fwd': simplex.forward_kl,
@@ -76,7 +33,8 @@ _DIVERGENCES = {
   'lpo_hellinger': simplex.hellinger,
 }
 
-NAMES = (*_DIVERGENCES, *_METHODS, 'pointwise')
+MIX = 'lpo_mix'  # (1 - m) forward KL + m reverse KL, m by a schedule
+NAMES = (*_DIVERGENCES, MIX, *methods.METHODS, 'pointwise')
 
 # Lengths [K] -> what each token weighs in its sequence's score f32[K].
 _PER_TOKEN = {
@@ -108,7 +66,12 @@ class ObjectiveConfig:
   token_clip: float | None = 0.2  # LPO: no gradient outside log(1 -+ this); None: all
   temperature_rule: str = 'group_std'  # LPO: one of TEMPERATURE_RULES
   temperature_value: float = 1.0  # tau itself (constant), its factor, or what to solve
+  temperature_end: float | None = None  # the value after `schedule_steps`
   alpha: float = 0.5  # lpo_alpha only; 0 is reverse KL, 1 forward KL
+  mix: float = 0.0  # lpo_mix only: share of reverse KL, the rest is forward KL
+  mix_end: float | None = None  # the share after `schedule_steps`
+  schedule: str = 'linear'  # how both get there, see schedule.SHAPES
+  schedule_steps: int = 0  # iterations
   clip_low: float | None = None  # baselines: ratios above 1 - this; None: as published
   clip_high: float | None = None  # baselines: ratios below 1 + this
   aggregation: str | None = None  # baselines: one of baselines.AGGREGATIONS
@@ -123,6 +86,11 @@ class ObjectiveConfig:
     if not 0 < self.temperature_value < math.inf:
       raise ValueError(f'temperature_value={self.temperature_value} is not positive '
                        f'and finite; use 1.0 for the plain {self.temperature_rule}')
+    self.temperatures.check('temperature_value', 1e-6)
+    self.mixture.check('mix', 0.0, 1.0)
+    if self.mix_end is not None and self.name != MIX:
+      raise ValueError(f'mix_end={self.mix_end} has no effect on name={self.name}: '
+                       f'use {MIX}')
     if self.temperature_rule == 'target_ess' and self.temperature_value <= 1:
       raise ValueError(f'temperature_value={self.temperature_value} with '
                        'temperature_rule=target_ess: an effective sample size is above '
@@ -130,6 +98,20 @@ class ObjectiveConfig:
     if not math.isfinite(self.alpha):
       raise ValueError(f'alpha={self.alpha} is not finite; use a value such as 0.5')
     self._check_stated()
+
+  @property
+  def temperatures(self) -> schedules.Schedule:
+    """Return the schedule of `temperature_value`."""
+    return self._schedule(self.temperature_value, self.temperature_end)
+
+  @property
+  def mixture(self) -> schedules.Schedule:
+    """Return the schedule of `mix`."""
+    return self._schedule(self.mix, self.mix_end)
+
+  def _schedule(self, start: float, end: float | None) -> schedules.Schedule:
+    steps = 0 if end is None else self.schedule_steps
+    return schedules.Schedule(start, end, steps, self.schedule)
 
   def stated(self) -> dict:
     """Return the baseline's choices that are not left as published."""
@@ -139,7 +121,7 @@ class ObjectiveConfig:
 
   def _check_stated(self):
     stated = self.stated()
-    if stated and self.name not in _METHODS:
+    if stated and self.name not in methods.METHODS:
       raise ValueError(f'{next(iter(stated))}={next(iter(stated.values()))} has no '
                        f'effect on name={self.name}: leave it None; see token_clip')
     if 'aggregation' in stated:
@@ -166,7 +148,7 @@ def build(config: ObjectiveConfig,
     ValueError: if the objective is undefined for that K.
   """
   _check_group_size(config, samples_per_prompt)
-  if config.name in _METHODS:
+  if config.name in methods.METHODS:
     objective = _policy_gradient(config)
   else:
     objective = _listwise(config, samples_per_prompt)
@@ -182,8 +164,8 @@ def build(config: ObjectiveConfig,
 
 def temperature(config: ObjectiveConfig) -> Callable[[Group], Array]:
   """Return the map from a group to its target temperature tau, f32[]."""
-  return functools.partial(_TEMPERATURES[config.temperature_rule],
-                           value=config.temperature_value)
+  rule, value = _TEMPERATURES[config.temperature_rule], config.temperatures
+  return lambda group: rule(group, value(group.step))
 
 
 def _listwise(config: ObjectiveConfig,
@@ -197,10 +179,7 @@ def _listwise(config: ObjectiveConfig,
   elif config.name == 'pointwise':
     project = _pointwise
   else:
-    divergence = _DIVERGENCES[config.name]
-    if config.name == 'lpo_alpha':
-      divergence = functools.partial(divergence, alpha=config.alpha)
-    project = functools.partial(_project, divergence)
+    project = functools.partial(_project, _divergence(config))
 
   def objective(group: Group) -> Coefficients:
     log_ratio = jnp.where(group.mask, group.logprobs - group.behavior_logprobs, 0.0)
@@ -219,8 +198,25 @@ def _listwise(config: ObjectiveConfig,
   return objective
 
 
-def _project(divergence, group: Group, scores: Array, tau: Array):
+def _divergence(config: ObjectiveConfig) -> Callable[[Group], Callable]:
+  """Return the map from a group to its divergence, a function of `simplex`."""
+  if config.name == 'lpo_alpha':
+    return lambda group: functools.partial(simplex.alpha_divergence, alpha=config.alpha)
+  if config.name != MIX:
+    return lambda group: _DIVERGENCES[config.name]
+
+  def mixed(group: Group):
+    share = config.mixture(group.step)
+    return lambda scores, log_target: (
+      (1 - share) * simplex.forward_kl(scores, log_target)
+      + share * simplex.reverse_kl(scores, log_target))
+
+  return mixed
+
+
+def _project(divergence_of, group: Group, scores: Array, tau: Array):
   """Return c, the loss, log P and log w* of a projection onto the Gibbs target."""
+  divergence = divergence_of(group)
   log_target = simplex.gibbs_target(group.rewards, tau, group.anchor_scores)
   c = simplex.coefficients(divergence, scores, log_target)
   return c, divergence(scores, log_target), geometry.log_policy(scores), log_target
@@ -244,7 +240,7 @@ def _virtual_pair(group: Group, scores: Array, tau: Array):
 
 def _policy_gradient(config: ObjectiveConfig) -> Callable[[Group], Coefficients]:
   """Return a baseline, with the config's choices where it states any."""
-  method = _METHODS[config.name]._replace(**config.stated())
+  method = methods.METHODS[config.name]._replace(**config.stated())
   choices = method.clip_low, method.clip_high, method.aggregation
 
   def objective(group: Group) -> Coefficients:
@@ -278,14 +274,14 @@ def _check_group_size(config: ObjectiveConfig, samples_per_prompt: int):
   if samples_per_prompt < 1:
     raise ValueError(f'samples_per_prompt={samples_per_prompt} is not positive')
   if samples_per_prompt == 1:
-    if config.name not in _DIVERGENCES:
+    if config.name not in (*_DIVERGENCES, MIX):
       raise ValueError(f'samples_per_prompt=1 with name={config.name}: one response '
                        'has no group to compare with; use samples_per_prompt >= 2, or '
                        'lpo_fwd with temperature_rule constant or batch_std')
     if rule not in _RULES_FOR_ONE:
       raise ValueError(f'samples_per_prompt=1 with temperature_rule={rule}: K = 1 with '
                        'a group rule; use constant or batch_std')
-  reads_rule = config.name not in _METHODS
+  reads_rule = config.name not in methods.METHODS
   if reads_rule and rule == 'target_ess' and value > samples_per_prompt:
     raise ValueError(f'temperature_value={value} with temperature_rule=target_ess is '
                      f'above samples_per_prompt={samples_per_prompt}; lower it')

@@ -74,26 +74,12 @@ def ask(policy: policies.Policy, problems: Sequence[Problem], start: int, batch:
   Returns:
     What waits for the outcomes, on every process, and the verifier's metrics.
   """
-  short = batch - len(problems)  # filled up, so that one shape serves all
-  asked = _encoded(policy, problems + problems[:1] * short, tokenizer, sampling, mesh)
   rows = hosts.own_rows(batch, mesh)
   rows = rows[rows < len(problems)]
   own = [problems[row] for row in rows]
-  texts, ended, lengths = ([[] for _ in own] for _ in range(3))
-  for index in range(-(-count // sampling.samples_per_prompt)):
-    rollouts = rollout.sample(policy, asked.tokens, asked.mask,
-                              jax.random.fold_in(key, index), sampling, tokenizer,
-                              mesh, start + np.arange(batch, dtype=np.int32),
-                              asked.images)
-    rollouts = hosts.local(rollouts.replace(images=None), mesh)
-    for known, more in (
-        (texts, rollout.decode(rollouts, tokenizer)),
-        (ended, rollout.stopped(rollouts, tokenizer.stop_tokens).tolist()),
-        (lengths, jax.device_get(rollouts.response_mask).sum(axis=-1).tolist())):
-      for mine, its in zip(known, more, strict=False):
-        mine += its
-  texts, ended, lengths = ([mine[:count] for mine in known]
-                           for known in (texts, ended, lengths))
+  row_ids = np.arange(start, start + batch, dtype=np.int32)
+  texts, ended, lengths = _draw(policy, problems, row_ids, len(own), count, tokenizer,
+                                key, sampling, mesh)
   parts = [{'truncated': [not end for end in ends], 'lengths': sizes,
             'responses': mine if with_texts else []}
            for ends, sizes, mine in zip(ended, lengths, texts, strict=True)]
@@ -101,12 +87,11 @@ def ask(policy: policies.Policy, problems: Sequence[Problem], start: int, batch:
 
   def judged():
     graded = verdicts()
-    votes = [{'votes': [task.answer(problem, text) for text in mine]}
-             for problem, mine in zip(own, texts, strict=True)]
+    votes = [{'votes': [task.answer(one, text) for text in texts_of]}
+             for one, texts_of in zip(own, texts, strict=True)]
     shared = rollout.share(graded, rows, len(problems))
-    found = hosts.gather_rows([part | vote for part, vote in zip(parts, votes,
-                                                                 strict=True)],
-                              rows, len(problems))
+    mine = [part | vote for part, vote in zip(parts, votes, strict=True)]
+    found = hosts.gather_rows(mine, rows, len(problems))
     outcomes = [Outcome(rewards, **one) for rewards, one in zip(
       shared.rewards.tolist(), found, strict=True)]
     return outcomes, {name: Mean(float(mean.total), float(mean.count))
@@ -115,9 +100,23 @@ def ask(policy: policies.Policy, problems: Sequence[Problem], start: int, batch:
   return judged
 
 
-def _encoded(policy, problems, tokenizer, sampling, mesh):
-  """Return the problems' prompts, their images encoded once for all rounds."""
-  asked = rollout.encode(problems, tokenizer, sampling)
-  if asked.images is None:
-    return asked
-  return asked._replace(images=sampler.encode(policy, hosts.place(asked.images, mesh)))
+def _draw(policy, problems, row_ids, own, count, tokenizer, key, sampling, mesh):
+  """Return texts, whether they ended and lengths in tokens, each [own rows][count]."""
+  short = len(row_ids) - len(problems)  # filled up, so that one shape serves all
+  asked = rollout.encode(problems + problems[:1] * short, tokenizer, sampling)
+  images = asked.images
+  if images is not None:  # once for all rounds
+    images = sampler.encode(policy, hosts.place(images, mesh))
+  drawn = [[[] for _ in range(own)] for _ in range(3)]
+  for index in range(-(-count // sampling.samples_per_prompt)):
+    rollouts = rollout.sample(policy, asked.tokens, asked.mask,
+                              jax.random.fold_in(key, index), sampling, tokenizer,
+                              mesh, row_ids, images)
+    rollouts = hosts.local(rollouts.replace(images=None), mesh)
+    found = (rollout.decode(rollouts, tokenizer),
+             rollout.stopped(rollouts, tokenizer.stop_tokens).tolist(),
+             jax.device_get(rollouts.response_mask).sum(axis=-1).tolist())
+    for known, more in zip(drawn, found, strict=True):
+      for mine, its in zip(known, more, strict=False):
+        mine += its
+  return [[mine[:count] for mine in known] for known in drawn]

@@ -25,7 +25,7 @@ class Programs:
     state_of: (params, key) -> TrainState around given parameters, step 0; donates
       them. Those without adapters get such as the configuration asks for.
     update: (TrainState, Groups) -> (TrainState, metrics); donates the state.
-    certify: (policy, Groups) -> see `update.certify`.
+    certify: (policy, step, Groups) -> see `update.certify`.
   """
 
   def __init__(self, parts: build.Parts):

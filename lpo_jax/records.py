@@ -27,6 +27,7 @@ from lpo_jax import tokenizer as tokenizers
 from lpo_jax.types import Mean, Problem
 
 FOLDER = 'eval'
+_AT_ONCE = 64  # problems of which processes tell each other in one message
 
 
 def policy_mark(policy: policies.Policy) -> str:
@@ -84,8 +85,10 @@ class Records:
     with hosts.agreeing():
       if hosts.first():
         self._open()
-    self._kept, self._metrics, self.seconds = hosts.gather(
-      [self._kept, self._metrics, self.seconds])[0]
+    count, self._metrics, self.seconds = hosts.gather(
+      [len(self._kept), self._metrics, self.seconds])[0]
+    self._kept = [outcome for start in range(0, count, _AT_ONCE) for outcome in
+                  hosts.gather(self._kept[start:start + _AT_ONCE])[0]]
     self._began = time.monotonic()
 
   @property

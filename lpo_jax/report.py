@@ -16,30 +16,13 @@ import io
 import json
 import math
 import pathlib
-import re
 import statistics
 import sys
 
-from lpo_jax import curves, metrics
+from lpo_jax import contrast, curves, finished, metrics
 
 # Fields that name a run or its machine and do not change what is learned.
 NOT_COMPARED = ('seed', 'workdir', 'mode', 'export_dir', 'override_workdir')
-TRAINING = ('actor/entropy', 'actor/grad_norm', 'group/flat_frac')
-TAIL = 0.1  # the share of a run over which training numbers are averaged
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-  """What one run folder says."""
-
-  path: pathlib.Path
-  config: dict  # flat: 'objective.name' -> value
-  rows: list  # the lines of metrics.jsonl
-  summary: dict
-
-  @property
-  def last_step(self) -> int:
-    return self.rows[-1]['step'] if self.rows else 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,45 +41,11 @@ class Cell:
     return statistics.stdev(self.values) if len(self.values) > 1 else math.nan
 
 
-def find(paths: list[str]) -> list[pathlib.Path]:
-  """Return the run folders at or under the paths, sorted, each once.
-
-  Raises:
-    ValueError: a path holds no run.
-  """
-  found = set()
-  for path in map(pathlib.Path, paths):
-    runs = {file.parent for file in path.rglob('config.json') if _is_run(file.parent)}
-    if not runs:
-      raise ValueError(
-        f'{path} holds no run: expected config.json beside metrics.jsonl or '
-        'summary.json, there or in a folder below'
-      )
-    found |= {run.resolve() for run in runs}
-  return sorted(found)
+Groups = dict[str, list[finished.Run]]  # name -> runs, a seed each
+Table = dict[str, dict[str, Cell]]  # group -> number -> values
 
 
-def load(path: pathlib.Path) -> Run:
-  """Return one run read from its folder.
-
-  Raises:
-    ValueError: config.json or summary.json is not a JSON object.
-  """
-  rows = metrics.read(str(path)) if (path / metrics.FILE).exists() else []
-  summary = path / 'summary.json'
-  config = _flat(_read_object(path / 'config.json'))
-  # Seeds that start from base_0, base_1, ... start from the same thing.
-  seed = rf'(?<!\d){config.get("seed")}(?!\d)'
-  config['init_from'] = re.sub(seed, '{seed}', str(config.get('init_from', '')))
-  return Run(
-    path=path,
-    config=config,
-    rows=rows,
-    summary=_flat(_read_object(summary), '/') if summary.exists() else {},
-  )
-
-
-def group(runs: list[Run]) -> dict[str, list[Run]]:
+def group(runs: list[finished.Run]) -> Groups:
   """Return the runs by the config fields in which they differ, seeds together."""
   fields = sorted({field for run in runs for field in run.config})
   fields = [f for f in fields if f.split('.')[-1] not in NOT_COMPARED]
@@ -112,32 +61,18 @@ def group(runs: list[Run]) -> dict[str, list[Run]]:
   return dict(sorted(groups.items()))
 
 
-def final(run: Run) -> dict[str, float]:
-  """Return the numbers a run is judged by, name -> value."""
-  numbers = {}
-  for row in run.rows:
-    numbers |= {n: v for n, v in row.items() if _is_score(n) and v is not None}
-  if not run.rows:
-    numbers = {n: v for n, v in run.summary.items() if _is_score(n) and _is_number(v)}
-  for name in TRAINING:
-    steps, values = curves.series(run.rows, name)
-    tail = values[steps > run.last_step * (1 - TAIL)]
-    if len(tail):
-      numbers[name] = float(tail.mean())
-  return numbers
-
-
-def table(groups: dict[str, list[Run]]) -> dict[str, dict[str, Cell]]:
+def table(groups: Groups) -> Table:
   """Return group -> number -> Cell, every group with the same numbers in order."""
-  finals = {name: [final(run) for run in runs] for name, runs in groups.items()}
-  columns = sorted({c for rows in finals.values() for r in rows for c in r}, key=_order)
+  finals = {name: list(map(finished.final, runs)) for name, runs in groups.items()}
+  columns = sorted({c for rows in finals.values() for row in rows for c in row},
+                   key=finished.order)
   return {
     name: {c: Cell(tuple(row[c] for row in rows if c in row)) for c in columns}
     for name, rows in finals.items()
   }
 
 
-def markdown(groups: dict[str, list[Run]], cells: dict[str, dict[str, Cell]]) -> str:
+def markdown(groups: Groups, cells: Table) -> str:
   """Return the table as Markdown, with what a reader should be wary of below it."""
   columns = list(next(iter(cells.values())))
   lines = [
@@ -150,13 +85,13 @@ def markdown(groups: dict[str, list[Run]], cells: dict[str, dict[str, Cell]]) ->
   lines += [
     '',
     'Mean ± sample standard deviation over seeds. Validation numbers (`val/`): last '
-    f'evaluation; the others: mean over the last {TAIL:.0%} of iterations.',
+    f'evaluation; the others: mean over the last {finished.TAIL:.0%} of iterations.',
   ]
   lines += [f'- {note}' for note in warnings(groups)]
   return '\n'.join(lines) + '\n'
 
 
-def table_csv(groups: dict[str, list[Run]], cells: dict[str, dict[str, Cell]]) -> str:
+def table_csv(groups: Groups, cells: Table) -> str:
   """Return the table as CSV at full precision: mean, sd and seed count per number."""
   out = io.StringIO()
   writer = csv.writer(out, lineterminator='\n')
@@ -174,7 +109,7 @@ def table_csv(groups: dict[str, list[Run]], cells: dict[str, dict[str, Cell]]) -
   return out.getvalue()
 
 
-def warnings(groups: dict[str, list[Run]]) -> list[str]:
+def warnings(groups: Groups) -> list[str]:
   """Return what makes a comparison unfair: unfinished runs, seeds counted twice."""
   notes = []
   for name, runs in groups.items():
@@ -198,11 +133,50 @@ def write(paths: list[str], out: str) -> str:
   Raises:
     ValueError: a path holds no run, a file is malformed, or `out` is not writable.
   """
-  groups = group([load(path) for path in find(paths)])
+  return _write(group([finished.load(path) for path in finished.find(paths)]), (), out)
+
+
+def write_study(folders: dict[str, list[pathlib.Path]], pairs, out: str) -> str:
+  """Write the report on runs that are grouped and paired already.
+
+  Args:
+    folders: group -> its runs, a seed each.
+    pairs: (first, second), groups to be compared seed by seed.
+    out: folder to write.
+
+  Returns:
+    The Markdown tables.
+  """
+  groups = {name: [finished.load(path) for path in paths]
+            for name, paths in folders.items()}
+  return _write(groups, pairs, out)
+
+
+def differences(groups: Groups, pairs) -> list[contrast.Difference]:
+  """Return each pair's differences in pass@1 and in pass@k of the largest k.
+
+  The mean over the samples is pass@1; sets are those that all runs have.
+  """
+  found = {name: {run.config.get('seed'): finished.final(run) for run in runs}
+           for name, runs in groups.items()}
+  shared = set.intersection(*(set(numbers) for seeds in found.values()
+                              for numbers in seeds.values()))
+  largest = {}
+  for number in sorted(filter(finished.is_score, shared), key=finished.order):
+    _, part, kind, _ = finished.order(number)
+    if kind != finished.KINDS.index('maj'):
+      largest[part, kind] = number
+  return [contrast.difference(*pair, number, found)
+          for pair in pairs for number in largest.values()]
+
+
+def _write(groups: Groups, pairs, out: str) -> str:
   cells = table(groups)
   metrics.check_writable(out)
   folder = pathlib.Path(out)
   text = markdown(groups, cells)
+  if pairs:
+    text += '\n' + contrast.markdown(differences(groups, pairs))
   rows = {name: [run.rows for run in runs] for name, runs in groups.items()}
   if curves.draw(rows, str(folder / 'curves.png')):
     (folder / 'report.md').write_text(f'{text}\n![Learning curves](curves.png)\n')
@@ -229,48 +203,8 @@ def main(argv: list[str] | None = None) -> int:
   return 0
 
 
-def _is_run(path: pathlib.Path) -> bool:
-  return (path / metrics.FILE).exists() or (path / 'summary.json').exists()
-
-
-def _read_object(path: pathlib.Path) -> dict:
-  try:
-    value = json.loads(path.read_text(encoding='utf-8'))
-  except ValueError as error:
-    raise ValueError(f'{path} is not JSON: {error}') from error
-  if not isinstance(value, dict):
-    raise ValueError(f'{path} holds a {type(value).__name__}, expected an object')
-  return value
-
-
-def _flat(tree: dict, separator: str = '.', prefix: str = '') -> dict:
-  flat = {}
-  for name, value in tree.items():
-    if isinstance(value, dict):
-      flat |= _flat(value, separator, f'{prefix}{name}{separator}')
-    else:
-      flat[prefix + name] = value
-  return flat
-
-
 def _text(value) -> str:
   return value if isinstance(value, str) else json.dumps(value)
-
-
-def _is_number(value) -> bool:
-  return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _is_score(name: str) -> bool:
-  return re.fullmatch(r'val/.+/(mean|pass|maj)@(\d+|n)', name) is not None
-
-
-def _order(name: str) -> tuple:
-  if not _is_score(name):
-    return (1, '', TRAINING.index(name), 0)
-  part, kind, count = re.fullmatch(r'val/(.+)/(\w+)@(\w+)', name).groups()
-  return (0, part, ('mean', 'pass', 'maj').index(kind),
-          math.inf if count == 'n' else int(count))
 
 
 def _shown(cell: Cell) -> str:

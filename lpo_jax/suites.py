@@ -126,7 +126,9 @@ def _cells(numbers: dict[str, float], n: int | str) -> list[str]:
 
 
 def _tell(say, name: str, problems: int, records: records_lib.Records) -> None:
-  if records.problems:
+  if records.problems == problems:
+    say(f'{name}: all {problems} problems are already in {records.path}')
+  elif records.problems:
     say(f'{name}: going on after {records.problems} of {problems} problems in '
         f'{records.path}')
   elif others := records.others():

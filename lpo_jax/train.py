@@ -237,7 +237,8 @@ class Run:
 
   def _look_inside(self, state, pending: Pending, problems, graded) -> None:
     """Measure the update's certificate and write a few groups to rollouts/."""
-    metrics, simplexes = self.programs.certify(state.params, pending.groups)
+    metrics, simplexes = self.programs.certify(state.params, state.step - 1,
+                                                pending.groups)
     pending.metrics |= metrics
     shown = min(self.config.log.groups, len(problems))
     workdirs.write_groups(

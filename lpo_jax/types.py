@@ -53,7 +53,7 @@ class Groups:
 
 @struct.dataclass
 class Group:
-  """What an objective sees of one prompt: its K responses and two batch statistics."""
+  """What an objective sees of one prompt: K responses, and what the batch shares."""
 
   logprobs: Array  # f32[K, N] under pi_theta, now
   behavior_logprobs: Array  # f32[K, N] under pi_b, fixed
@@ -62,6 +62,7 @@ class Group:
   anchor_scores: Array  # f32[K]
   batch_mean: Array  # f32[]: mean reward over the whole batch
   batch_std: Array  # f32[]: std of the group-centred rewards over the whole batch
+  step: Array  # i32[]: finished iterations, for what is scheduled
 
 
 @struct.dataclass

@@ -33,7 +33,7 @@ def make_update(objective: Callable[[Group], Coefficients],
     groups = _kept(groups, config)
     if config.skip_flat_groups:
       groups = microbatch.pack(groups, config)
-    statistics = batch_statistics(groups)
+    statistics = (*batch_statistics(groups), state.step)
     behavior = _behavior_logprobs(state.params, groups, config)
     batches = sharding.split((groups, behavior), config.updates_per_step)
 
@@ -55,12 +55,13 @@ def make_update(objective: Callable[[Group], Coefficients],
   return update
 
 
-def certify(policy, groups: Groups, temperature: Callable[[Group], jax.Array],
+def certify(policy, step, groups: Groups, temperature: Callable[[Group], jax.Array],
             config: UpdateConfig):
   """Measure an update with Theorem 2, from the policy after it.
 
   Args:
     policy: after the update.
+    step: i32[], finished iterations before it.
     groups: what it learned from; their sampled log-probabilities stand for pi_b.
     temperature: the group's tau.
     config: of the update; scores are mean log-ratios.
@@ -72,7 +73,7 @@ def certify(policy, groups: Groups, temperature: Callable[[Group], jax.Array],
   rollouts = groups.rollouts
   logprobs = microbatch.logprobs(policy, rollouts, config)
   groups = _kept(groups, config)
-  statistics = batch_statistics(groups)
+  statistics = (*batch_statistics(groups), step)
 
   def one(group: Group):
     scores = sequence.sequence_scores(group.logprobs, group.behavior_logprobs,

@@ -23,20 +23,33 @@ LAYERS = (
   {'simplex', 'baselines'},
   {
     'exact', 'objective', 'sequence', 'sharding', 'optimizer', 'tokenizer', 'metrics',
+<<<<<<< HEAD
     'phases', 'manifest', 'hardware', 'allocator', 'hosts', 'hub', 'rewards', 'images',
+=======
+    'phases', 'manifest', 'hardware', 'allocator', 'compilation', 'hosts', 'hub',
+    'rewards', 'schedule', 'methods',
+>>>>>>> main
   },
   {'sampler', 'compaction', 'tasks', 'policy', 'prompts'},
   {
     'evaluate', 'rollout', 'update', 'microbatch', 'warmstart', 'checkpoint', 'curves',
+<<<<<<< HEAD
     'workdir', 'roofline', 'footprint', 'knobs', 'outcomes', 'records',
+=======
+    'workdir', 'roofline', 'knobs', 'outcomes', 'records', 'contrast', 'jobs',
+    'finished',
+>>>>>>> main
   },
   {'build', 'checks', 'briefing', 'programs', 'origin', 'suites'},
   {'train', 'ahead'},
   {'main', 'report', 'view'},
+  {'study'},
 )  # fmt: skip
 SIDEWAYS = {
   ('evaluate', 'rollout'),  # evaluation samples and verifies as training does
   ('objective', 'sequence'),
+  ('objective', 'schedule'),
+  ('objective', 'methods'),
   ('hosts', 'sharding'),
   ('sampler', 'policy'),
   ('evaluate', 'outcomes'),
@@ -51,6 +64,8 @@ SIDEWAYS = {
   ('sampler', 'compaction'),
   ('compaction', 'policy'),
   ('briefing', 'build'),
+  ('jobs', 'workdir'),
+  ('finished', 'curves'),
   ('build', 'checks'),
   ('programs', 'build'),
   ('origin', 'build'),
@@ -58,7 +73,8 @@ SIDEWAYS = {
   ('tokenizer', 'hub'),
   ('update', 'microbatch'),
 }
-TOOLS = {'main', 'train', 'report', 'view', 'ahead'}  # offline, and at the top
+# Offline, and at the top.
+TOOLS = {'main', 'train', 'report', 'view', 'ahead', 'study', 'jobs'}
 FILES = TOOLS | {
   'checkpoint', 'metrics', 'curves', 'workdir', 'records', 'tokenizer', 'images',
   'policy.pretrained', 'policy.export',
@@ -68,7 +84,7 @@ EFFECTS = {  # what only some modules may do -> those modules, packages by name
   'log': TOOLS | {'checkpoint', 'metrics', 'phases', 'policy.pretrained', 'tasks'},
   'write files': FILES | {
     'tasks.audit', 'tasks.sandbox'},  # the room of a program, removed after it
-  'read files': FILES | {'tasks'},
+  'read files': FILES | {'tasks', 'finished', 'compilation'},
 }
 UNTESTED = {'types', 'problem', 'programs'}  # fields only; tested through train
 NAMELESS = {'utils', 'util', 'helpers', 'helper', 'common', 'misc'}

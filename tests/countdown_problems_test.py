@@ -227,3 +227,17 @@ def test_a_folders_own_file_of_a_set_is_taken_else_its_test_file(tmp_path):
   assert {name: held_out.problems[0].answer['numbers']
           for name, held_out in sets.items()} == {
             'cd34': [1, 2, 3], 'cd4': [1, 2, 3, 4]}
+
+
+def test_rows_of_a_held_out_file_are_not_trained_on_and_are_counted(tmp_path):
+  for name, rows in (('train', [([1, 2, 3], 6), ([4, 2], 6), ([3, 1, 2], 6)]),
+                     ('test', [([2, 3, 1], 6), ([2, 4], 2)])):
+    (tmp_path / f'{name}.jsonl').write_text(''.join(
+      json.dumps({'nums': nums, 'target': target}) + '\n' for nums, target in rows))
+  task = tasks.get('countdown', path=str(tmp_path))
+  assert [p.answer['numbers'] for p in task.problems('train')] == [[4, 2]]
+  found = task.described()
+  assert found['train']['dropped'] == {'in an evaluation set': 2}
+  assert (found['train']['rows'], found['countdown']['problems']) == (3, 2)
+  assert found['train']['sha256'] != found['countdown']['sha256']
+  assert tasks.get('countdown').described() == {}

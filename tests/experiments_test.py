@@ -90,6 +90,28 @@ def test_a_changed_problem_set_is_another_run(tiny, tmp_path):
     train.Run(config, str(tmp_path / 'run'))
 
 
+def test_training_prompts_beyond_the_largest_bucket_are_dropped_and_counted(tiny):
+  config = tiny('math')
+  whole = build.build(config)
+  lengths = sorted(len(whole.tokenizer.encode(p.prompt)) for p in whole.train_problems)
+  config.sampling.prompt_buckets = (lengths[30],)
+  config.task.options.evals = ('short=experiments/samples/math_train.jsonl',)
+  with pytest.raises(ValueError, match='every training problem'):
+    build.build(config)  # they are all asked in the evaluation
+  config.task.options.evals = ('math_sample=experiments/samples/math_test.jsonl',)
+  short = [p for p in whole.eval_sets['math_sample'].problems
+           if len(whole.tokenizer.encode(p.prompt)) <= lengths[30]]
+  assert len(short) < 12
+  with pytest.raises(ValueError, match=r"prompt 'math_sample-\d+' has \d+ tokens"):
+    build.build(config)  # an evaluation set is never cut silently
+  config.sampling.prompt_buckets = (192,)
+  assert build.build(config).described['train math_train']['dropped'] == {}
+  task = tasks.get('math', **config.task.options)
+  task.restrict(lambda p: len(whole.tokenizer.encode(p.prompt)) <= lengths[30])
+  count = sum(length > lengths[30] for length in lengths)
+  assert task.described()['train math_train']['dropped'] == {'too long': count}
+
+
 def test_a_missing_sandbox_refuses_before_anything_is_compiled(tmp_path):
   found = subprocess.run(
     [sys.executable, '-m', 'lpo_jax.main', '--config=experiments/prime_code.py:tiny',

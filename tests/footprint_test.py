@@ -38,7 +38,7 @@ def _bytes(tree, mesh) -> float:
              zip(jax.tree.leaves(tree), jax.tree.leaves(places), strict=True))
 
 
-@pytest.mark.parametrize('shape', [(1, 1, 1), (1, 2, 2)])
+@pytest.mark.parametrize('shape', [(1, 1, 1), (2, 1, 1)])
 def test_a_frozen_tower_has_no_moments_and_leaves_only_vectors(shape):
   config = models.POLICIES['figures_small']
   mesh, params = sharding.make_mesh(shape), tiny.shapes(config)

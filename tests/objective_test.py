@@ -26,7 +26,7 @@ def _group(seed=0, count=_K, spread=0.3, rewards=None):
   group = Group(
     logprobs=old + spread * rng.normal(size=old.shape), behavior_logprobs=old,
     mask=mask, rewards=rewards, anchor_scores=0.3 * rng.normal(size=count),
-    batch_mean=0.4, batch_std=0.3)
+    batch_mean=0.4, batch_std=0.3, step=0)
   return jax.tree.map(
     lambda x: np.asarray(x, bool if np.asarray(x).dtype == bool else np.float32), group)
 
@@ -347,3 +347,37 @@ def test_what_the_group_size_rules_out_is_refused_at_build():
 
 def test_every_published_choice_is_one_of_the_aggregations():
   assert {choice[3] for choice in _PUBLISHED.values()} == set(baselines.AGGREGATIONS)
+
+
+def test_a_mixture_is_the_sum_of_its_parts_and_moves_with_the_step():
+  choices = dict(name='lpo_mix', mix=0.25, mix_end=0.75, schedule_steps=10)
+  group = _group()
+  forward, reverse = (_answer(group, name=name) for name in ('lpo_fwd', 'lpo_rev'))
+  for step, share in ((0, 0.25), (5, 0.5), (10, 0.75), (99, 0.75)):
+    found = _answer(group.replace(step=np.float32(step)), **choices)
+    for field in ('values', 'loss'):
+      np.testing.assert_allclose(
+        getattr(found, field),
+        (1 - share) * getattr(forward, field) + share * getattr(reverse, field),
+        atol=1e-6)
+
+
+def test_a_scheduled_temperature_is_that_of_its_step():
+  moving = dict(temperature_value=2.0, temperature_end=0.5, schedule_steps=3)
+  for step, value in ((0, 2.0), (1, 1.5), (3, 0.5), (7, 0.5)):
+    group = _group().replace(step=np.float32(step))
+    np.testing.assert_allclose(_answer(group, **moving).values,
+                               _answer(group, temperature_value=value).values,
+                               atol=1e-7)
+
+
+@pytest.mark.parametrize(('choices', 'message'), [
+  (dict(name='lpo_mix', mix=1.5), r'mix=1.5: must lie between 0.0 and 1.0'),
+  (dict(name='lpo_mix', mix_end=1.0), r'mix goes from 0.0 to 1.0 in schedule_steps=0'),
+  (dict(mix_end=1.0, schedule_steps=3), r'mix_end=1.0 has no effect on name=lpo_fwd'),
+  (dict(temperature_end=0.0, schedule_steps=3), r'temperature_value=0.0: must lie'),
+  (dict(temperature_end=2.0), r'temperature_value goes from 1.0 to 2.0'),
+])
+def test_a_schedule_that_cannot_be_is_named(choices, message):
+  with pytest.raises(ValueError, match=message):
+    objective.ObjectiveConfig(**choices)

@@ -7,7 +7,7 @@ import statistics
 import pytest
 from matplotlib import image
 
-from lpo_jax import metrics, report
+from lpo_jax import finished, metrics, report
 
 
 def _run(path, seed, name='lpo_fwd', score=0.5, steps=20, **fields):
@@ -27,7 +27,7 @@ def _run(path, seed, name='lpo_fwd', score=0.5, steps=20, **fields):
 
 
 def _table(*paths):
-  groups = report.group([report.load(path) for path in report.find(paths)])
+  groups = report.group([finished.load(path) for path in finished.find(paths)])
   return groups, report.table(groups)
 
 
@@ -144,4 +144,5 @@ def test_a_folder_that_is_no_run_is_a_clear_error(tmp_path, capsys, content):
 
 def test_a_run_reached_twice_counts_once(tmp_path):
   _run(tmp_path / 'a', 0)
-  assert len(report.find([tmp_path, tmp_path / 'a', tmp_path / 'a' / '..' / 'a'])) == 1
+  twice = tmp_path / 'a' / '..' / 'a'
+  assert len(finished.find([tmp_path, tmp_path / 'a', twice])) == 1

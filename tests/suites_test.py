@@ -88,7 +88,7 @@ def test_a_killed_evaluation_goes_on_to_the_same_numbers_and_records(story):
 
 def test_a_finished_evaluation_is_read_not_repeated(story):
   folder, told = story
-  assert 'going on after 62 of 62' in told['rest'][1]
+  assert 'countdown: all 62 problems are already in' in told['rest'][1]
   assert told['rest'][0] == told['again'][0]
 
 

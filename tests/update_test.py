@@ -249,6 +249,18 @@ def test_skipping_flat_groups_is_learning_from_the_others_alone():
   assert float(metrics['lpo/tau'].count) == 3
 
 
+def test_groups_left_out_before_stay_out_when_flat_ones_are_skipped():
+  groups = _partly_flat()
+  out = np.flatnonzero(~_FLAT)[1]
+  keep = np.arange(8) != out
+  state, metrics = learner.program(**_SKIP)(_start(0.02), groups.replace(
+    keep=jnp.asarray(keep)))
+  expected, _ = learner.program(**_SKIP)(_start(0.02), groups.replace(
+    rewards=jnp.asarray(groups.rewards).at[out].set(1.0)))  # flat: left out as well
+  learner.assert_close(learner.gradient(state), learner.gradient(expected))
+  np.testing.assert_allclose(float(metrics['group/kept_frac']), 2 / 8)
+
+
 def test_a_batch_of_flat_groups_changes_nothing_and_is_no_failure():
   before = _start().replace(skipped=jnp.int32(2))
   groups = _partly_flat(np.ones(8, bool))
@@ -336,7 +348,7 @@ _certify = learner.jit(functools.partial(
 def test_certificate_is_theorem_2_measured_after_the_update():
   groups = learner.groups(8).replace(keep=np.arange(8) != 3)
   policy = _four_updates()[0].params
-  metrics, simplexes = _certify(policy, groups)
+  metrics, simplexes = _certify(policy, 0, groups)
   mask = groups.rollouts.response_mask
   delta = np.float64(learner.logprobs(policy, groups.rollouts))
   delta = (delta - groups.rollouts.logprobs) * mask
@@ -366,7 +378,7 @@ def test_certificate_is_theorem_2_measured_after_the_update():
 
 def test_certificate_of_no_update_gains_nothing():
   groups = learner.groups(8)
-  metrics, _ = _certify(learner.policy(), groups)
+  metrics, _ = _certify(learner.policy(), 0, groups)
   assert abs(float(metrics['lpo/improvement'])) < 1e-6
   gibbs = jax.vmap(simplex.gibbs_target)(groups.rewards, groups.rewards.std(1))
   expected = 0.5 * np.abs(np.exp(gibbs) - 1 / learner.SAMPLES).sum(1).mean()

@@ -157,7 +157,7 @@ def gradient(policy, groups, **cut):
   config = microbatch.UpdateConfig(**({'micro_prompts': 3} | cut))
   judge = objective.build(objective.ObjectiveConfig(), 4)
   return jax.jit(lambda policy, groups: microbatch.gradient(
-    judge, policy, groups, None, update.batch_statistics(groups), True, config)[0])(
+    judge, policy, groups, None, (*update.batch_statistics(groups), 0), True, config)[0])(
       policy, groups)
 
 

@@ -27,8 +27,8 @@ from lpo_jax.tasks import grading, math_worker
 A = 'lpo_jax.tasks.math_verdict:judge'
 B = 'lpo_jax.tasks.audit:plain_math_verify'
 SAVED = 'saved'
-KINDS = {(True, True): 'both right', (True, False): 'only A right',
-         (False, True): 'only B right', (False, False): 'neither right'}
+KINDS = {(True, False): 'only A right', (False, True): 'only B right',
+         (False, False): 'neither right', (True, True): 'both right'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,27 +151,30 @@ def counts(pairs: Sequence[Pair]) -> dict[str, int]:
 
 def markdown(pairs: Sequence[Pair], graders: tuple[str, str], show: int,
              width: int) -> str:
-  """Return the counts and the first `show` differences and failures as tables."""
+  """Return as tables the counts, and `show` differences and failures of each kind."""
   lines = [f'A = {graders[0]}, B = {graders[1]}', '',
            '| | responses | share |', '| --- | ---: | ---: |']
   lines += [f'| {kind} | {count} | {count / len(pairs):.4f} |'
             for kind, count in [*counts(pairs).items(), ('all', len(pairs))]]
-  shown = _ordered(pairs)
+  differing = _ordered(pairs)
+  shown = [pair for kind in KINDS.values() for pair in
+           [pair for pair in differing if pair.kind == kind][:show]]
   if shown:
     lines += ['', '| | A | B | answer | response, its end | where |',
               '| --- | --- | --- | --- | --- | --- |']
-  for pair in shown[:show]:
+  for pair in shown:
     cells = [pair.kind, _verdict(pair.a), _verdict(pair.b),
              _clip(_text(pair.saved.answer), width), _clip(pair.saved.text, -width),
              pair.saved.where]
     lines.append('| ' + ' | '.join(cells) + ' |')
-  if len(shown) > show:
-    lines += ['', f'{len(shown) - show} more: --show={len(shown)}, or --out=FILE.csv']
+  if len(differing) > len(shown):
+    lines += ['', f'{len(differing) - len(shown)} more: raise --show={show}, or give '
+              '--out=FILE.csv']
   return '\n'.join(lines)
 
 
 def _ordered(pairs: Sequence[Pair]) -> list[Pair]:
-  order = ['only A right', 'only B right', 'neither right', 'both right']
+  order = list(KINDS.values())
   return sorted((pair for pair in pairs if pair.shown),
                 key=lambda pair: order.index(pair.kind))
 
@@ -231,7 +234,8 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument('--workers', type=int, default=2, help='processes; 2')
   parser.add_argument('--deadline_s', type=float, default=30.0,
                       help='seconds of one verdict; 30')
-  parser.add_argument('--show', type=int, default=20, help='rows of the table; 20')
+  parser.add_argument('--show', type=int, default=10,
+                      help='differences shown of each kind; 10')
   parser.add_argument('--width', type=int, default=60,
                       help='characters shown of an answer or a response; 60')
   parser.add_argument('--out', help='file for every difference, whole: .csv or .json')

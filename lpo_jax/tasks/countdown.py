@@ -14,7 +14,13 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
 from lpo_jax.problem import Problem
-from lpo_jax.tasks import base, countdown_problems, expression
+from lpo_jax.tasks import (
+  base,
+  countdown_problems,
+  expression,
+  problem_sets,
+  sources,
+)
 
 _QUESTION = (
   'Using the numbers {numbers}, create an equation that equals {target}. You can use '
@@ -186,14 +192,15 @@ class Countdown(base.Task):
     self._path, self._seed = path, seed
     self._sizes = {'train': train_size, 'test': test_size,
                    **dict.fromkeys(self._sets, test_size)}
-    self._splits = {}
+    self._splits, self._overlap = {}, 0
 
   def problems(self, split: str) -> Sequence[Problem]:
     """Return the problems of 'train' or 'test'; see `base.Task.problems`."""
     if split not in self._sizes:
       raise ValueError(f'unknown split {split!r}: known: train, test')
     if split not in self._splits:
-      self._splits[split] = _Problems(self._puzzles(split), self._problem)
+      self._splits[split] = countdown_problems.Made(
+        self._puzzles(split), self._problem)
     return self._splits[split]
 
   def eval_sets(self) -> dict[str, base.EvalSet]:
@@ -205,7 +212,8 @@ class Countdown(base.Task):
   def _puzzles(self, split: str) -> Sequence[countdown_problems.Puzzle]:
     size, counts = self._sizes[split], self._sets.get(split)
     if self._path is not None:
-      return countdown_problems.read(self._path, split, size, counts)
+      puzzles = countdown_problems.read(self._path, split, size, counts)
+      return self._kept_apart(puzzles) if split == 'train' else puzzles
     if split == 'train':
       size = 131072 if size is None else size
       return countdown_problems.Drawn(self._ranges, split, size, self._seed)
@@ -214,6 +222,29 @@ class Countdown(base.Task):
       ranges = dataclasses.replace(ranges, min_numbers=counts[0],
                                    max_numbers=counts[1])
     return countdown_problems.distinct(ranges, split, size, self._seed)
+
+  def _kept_apart(self, puzzles: Sequence[countdown_problems.Puzzle]):
+    """Return training puzzles without those of held-out sets with rows of their own."""
+    names = [name for name in self._sets or ('test',)
+             if not sources.is_one(self._path) and any(
+               sources.has(self._path, split) for split in (name, 'test'))]
+    asked = {puzzle.key for name in names for puzzle in self._puzzles(name)}
+    kept = [puzzle for puzzle in puzzles if puzzle.key not in asked]
+    self._overlap = len(puzzles) - len(kept)
+    if not kept:
+      raise ValueError(f'every training row of {self._path} is also held out')
+    return kept
+
+  def described(self) -> dict[str, dict]:
+    """Return the sets that were read from a path; see `base.Task.described`."""
+    if self._path is None:
+      return {}
+    found = {'train': self.problems('train')} | {
+      name: held_out.problems for name, held_out in self.eval_sets().items()}
+    return {name: problem_sets.describe(
+      self._path, name, problems,
+      {problem_sets.OVERLAP: self._overlap if name == 'train' else 0})
+            for name, problems in found.items()}
 
   def _problem(self, puzzle: countdown_problems.Puzzle) -> Problem:
     return Problem(
@@ -259,18 +290,3 @@ class Countdown(base.Task):
     answer = problem.answer
     valid = trace_valid(answer['numbers'], answer['target'], response_text)
     return {'trace_valid_frac': (float(valid), 1.0)}
-
-
-class _Problems(Sequence):
-  """Problems made from puzzles at the moment they are looked at."""
-
-  def __init__(self, puzzles: Sequence[countdown_problems.Puzzle], make):
-    self._puzzles, self._make = puzzles, make
-
-  def __len__(self) -> int:
-    return len(self._puzzles)
-
-  def __getitem__(self, index: int | slice) -> Problem | list[Problem]:
-    if isinstance(index, slice):
-      return [self[i] for i in range(*index.indices(len(self)))]
-    return self._make(self._puzzles[index])

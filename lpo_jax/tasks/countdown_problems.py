@@ -11,6 +11,7 @@ import hashlib
 import random
 from collections.abc import Iterator, Sequence
 
+from lpo_jax.problem import Problem
 from lpo_jax.tasks import sources
 
 MAX_DRAWS = 200_000
@@ -24,6 +25,11 @@ class Puzzle:
   target: int
   witness: str | None  # e.g. '((14 + 4) * 2)'; None where a file states none
   id: str
+
+  @property
+  def key(self) -> tuple:
+    """What puzzles share that differ in the numbers' order alone."""
+    return tuple(sorted(self.numbers)), self.target
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +103,7 @@ def distinct(ranges: Ranges, split: str, size: int, seed: int) -> list[Puzzle]:
   source, found = Drawn(ranges, split, size, seed), {}
   for index in range(100 * size + 1000):
     puzzle = source.draw(index)
-    found.setdefault((tuple(sorted(puzzle.numbers)), puzzle.target), puzzle)
+    found.setdefault(puzzle.key, puzzle)
     if len(found) == size:
       return list(found.values())
   raise ValueError(f'found {len(found)} distinct {split} puzzles of the {size} asked '
@@ -180,3 +186,17 @@ def _rows(path: str, split: str) -> tuple[Iterator[dict], bool]:
   if found is None or sources.is_one(path):
     return sources.rows(path, 'train'), True
   return sources.rows(path, 'train' if split == 'train' else found), False
+
+class Made(Sequence):
+  """Problems made from puzzles at the moment they are looked at."""
+
+  def __init__(self, puzzles: Sequence[Puzzle], make):
+    self._puzzles, self._make = puzzles, make
+
+  def __len__(self) -> int:
+    return len(self._puzzles)
+
+  def __getitem__(self, index: int | slice) -> Problem | list[Problem]:
+    if isinstance(index, slice):
+      return [self[i] for i in range(*index.indices(len(self)))]
+    return self._make(self._puzzles[index])

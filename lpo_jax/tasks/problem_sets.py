@@ -66,18 +66,23 @@ class Loaded:
     self.texts = [t for t, k in zip(self.texts, kept, strict=True) if k]
 
   def described(self) -> dict:
-    """Return what a run says of the set: place, counts, and a hash of its content."""
-    digest = hashlib.sha256()
-    for problem in self.problems:
-      line = json.dumps([problem.prompt, problem.answer], sort_keys=True)
-      digest.update(line.encode() + b'\n')
-      for image in problem.images or ():
-        digest.update(image if isinstance(image, bytes) else image.encode())
-    dropped = {reason: count for reason, count in sorted(self.dropped.items()) if count}
-    return {'place': self.place.place, 'split': self.place.split,
-            'rows': len(self.problems) + sum(dropped.values()),
-            'problems': len(self.problems), 'dropped': dropped,
-            'sha256': digest.hexdigest()}
+    """Return what a run says of the set."""
+    return describe(self.place.place, self.place.split, self.problems, self.dropped)
+
+
+def describe(place: str, split: str, problems: Sequence[Problem],
+             dropped: Mapping[str, int]) -> dict:
+  """Return what a run says of a set: place, counts, and a hash of its content."""
+  digest = hashlib.sha256()
+  for problem in problems:
+    line = json.dumps([problem.prompt, problem.answer], sort_keys=True)
+    digest.update(line.encode() + b'\n')
+    for image in problem.images or ():
+      digest.update(image if isinstance(image, bytes) else image.encode())
+  dropped = {reason: count for reason, count in sorted(dropped.items()) if count}
+  return {'place': place, 'split': split, 'problems': len(problems),
+          'rows': len(problems) + sum(dropped.values()), 'dropped': dropped,
+          'sha256': digest.hexdigest()}
 
 
 def key(text: str) -> str:

@@ -1,0 +1,46 @@
+"""Compiled programs are found by the next process, and nobody's own cache is moved."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).parents[1]
+SCRIPT = '''
+import sys
+import jax, jax.numpy as jnp
+from lpo_jax import compilation
+hits = []
+jax.monitoring.register_event_listener(
+  lambda name, **_: hits.append(name) if name.endswith('/cache_hits') else None)
+print(compilation.keep(sys.argv[1]))
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+jax.jit(lambda x: jnp.sin(x) @ x.T)(jnp.ones((3, 5)))
+print(len(hits))
+'''
+
+
+def start(workdir, **environment):
+  found = subprocess.run(
+    [sys.executable, '-c', SCRIPT, str(workdir)], cwd=ROOT, capture_output=True,
+    text=True, check=True, env=os.environ | {'JAX_PLATFORMS': 'cpu'} | environment)
+  folder, hits = found.stdout.split()
+  return pathlib.Path(folder), int(hits)
+
+
+def test_the_next_process_finds_what_was_compiled_for_this_processor(tmp_path):
+  folder, hits = start(tmp_path / 'runs' / 'one')
+  assert folder.parent == tmp_path / 'runs' / '.compiled' and hits == 0
+  assert list(folder.iterdir())
+  assert start(tmp_path / 'runs' / 'two') == (folder, hits_of(folder))
+
+
+def hits_of(folder):
+  return sum(path.name.startswith('jit_') and path.name.endswith('-cache')
+             for path in folder.iterdir())
+
+
+def test_a_cache_that_is_set_stays(tmp_path):
+  own = tmp_path / 'own'
+  folder, _ = start(tmp_path / 'one', JAX_COMPILATION_CACHE_DIR=str(own))
+  assert folder == own and not (tmp_path / '.compiled').exists()
