@@ -23,22 +23,14 @@ LAYERS = (
   {'simplex', 'baselines'},
   {
     'exact', 'objective', 'sequence', 'sharding', 'optimizer', 'tokenizer', 'metrics',
-<<<<<<< HEAD
-    'phases', 'manifest', 'hardware', 'allocator', 'hosts', 'hub', 'rewards', 'images',
-=======
     'phases', 'manifest', 'hardware', 'allocator', 'compilation', 'hosts', 'hub',
-    'rewards', 'schedule', 'methods',
->>>>>>> main
+    'rewards', 'schedule', 'methods', 'images',
   },
   {'sampler', 'compaction', 'tasks', 'policy', 'prompts'},
   {
     'evaluate', 'rollout', 'update', 'microbatch', 'warmstart', 'checkpoint', 'curves',
-<<<<<<< HEAD
-    'workdir', 'roofline', 'footprint', 'knobs', 'outcomes', 'records',
-=======
-    'workdir', 'roofline', 'knobs', 'outcomes', 'records', 'contrast', 'jobs',
-    'finished',
->>>>>>> main
+    'workdir', 'roofline', 'footprint', 'knobs', 'outcomes', 'records', 'contrast',
+    'jobs', 'finished',
   },
   {'build', 'checks', 'briefing', 'programs', 'origin', 'suites'},
   {'train', 'ahead'},

@@ -156,9 +156,13 @@ def groups(given: Images) -> Groups:
 def gradient(policy, groups, **cut):
   config = microbatch.UpdateConfig(**({'micro_prompts': 3} | cut))
   judge = objective.build(objective.ObjectiveConfig(), 4)
-  return jax.jit(lambda policy, groups: microbatch.gradient(
-    judge, policy, groups, None, (*update.batch_statistics(groups), 0), True, config)[0])(
-      policy, groups)
+
+  @jax.jit
+  def slope(policy, groups):
+    statistics = (*update.batch_statistics(groups), 0)
+    return microbatch.gradient(judge, policy, groups, None, statistics, True, config)[0]
+
+  return slope(policy, groups)
 
 
 def by_name(tree) -> dict:
