@@ -20,14 +20,16 @@ from lpo_jax import build, footprint, hardware, roofline
 from lpo_jax.hardware import GIB
 
 # Policies that no machine minds.
-SCRATCH = ('countdown_small', 'countdown_tiny', 'bytes_tiny', 'bench')
+SCRATCH = ('countdown_small', 'countdown_tiny', 'bytes_tiny', 'figures_small', 'bench')
 POLICIES = tuple(name for name in models.POLICIES if name not in SCRATCH)
 MACHINES = tuple(name for name, machine in meshes.MESHES.items()
                  if machine.device != 'any')
 TASKS = {  # the paper's: prompts a step, prompt width, response width
   'countdown': (128, 256, 1024),
   'math': (256, 1024, 4096),  # and Polaris
+  'geometry3k': (128, 1024, 1024),
 }
+PATCHES = {'geometry3k': 2048}  # of a prompt's images: 512 of its tokens
 # Of what the estimate leaves free, for what it does not count.
 MARGIN = 0.9
 RANK = 32  # of the adapters of a row that fits with nothing but adapters trained
@@ -51,6 +53,7 @@ def config_of(policy: str, machine: str, task: str, at_once: int = 0, rank: int 
   config.policy.update(name=policy, dtype='bfloat16', remat='full',
                        attention='pallas' if device.startswith('TPU') else 'cudnn')
   config.sampling.update(max_new_tokens=tokens, prompt_buckets=(width,), unroll=False)
+  config.sampling.patch_buckets = (PATCHES.get(task, 4),)
   config.objective.logprob_chunk = 128
   config.mesh.shape = shape
   if rank:
@@ -121,15 +124,23 @@ def rows(cache: dict) -> dict:
   """Return every row by POLICY/MACHINE/TASK: compiled where the cache has it."""
   return {f'{policy}/{machine}/{task}':
           cache.get(f'{policy}/{machine}/{task}') or estimate(policy, machine, task)
-          for task in TASKS for machine in MACHINES for policy in POLICIES}
+          for task in TASKS for machine in MACHINES for policy in policies(task)}
+
+
+def policies(task: str) -> list[str]:
+  """Return the policies of a task: those that read images, or text only."""
+  return [name for name in POLICIES
+          if task not in TASKS or (models.POLICIES[name].vision is not None) == (
+            task in PATCHES)]
 
 
 def document(found: dict) -> str:
   """Return docs/scale.md."""
   lines = [_HEAD]
   for task, (batch, width, tokens) in TASKS.items():
+    images = f' with images of {PATCHES[task]} patches' if task in PATCHES else ''
     lines += [f'## {task.capitalize()}: {batch} prompts x 8 responses, prompts of '
-              f'{width}, responses of {tokens} tokens', '']
+              f'{width}{images}, responses of {tokens} tokens', '']
     for machine in MACHINES:
       shape, device, _ = meshes.MESHES[machine]
       limit = hardware.chip(device).memory / GIB
@@ -139,7 +150,7 @@ def document(found: dict) -> str:
         '| policy | fits | trained | at once | GiB a device | fullest | sample, s | '
         'update, s | step, s | how |', '|---|---|---|---:|---:|---|---:|---:|---:|---|']
       lines += [_line(policy, found[f'{policy}/{machine}/{task}'])
-                for policy in POLICIES]
+                for policy in policies(task)]
       lines.append('')
   return '\n'.join(lines)
 
@@ -148,7 +159,7 @@ def _line(policy: str, row: dict) -> str:
   """Return a row of a table."""
   fits = 'yes' if row['fits'] else 'no'
   spent = row['seconds']
-  sample = spent['prefill'] + spent['decode']
+  sample = spent['step'] - spent['update']
   trained = f'LoRA {row["rank"]}' if row['rank'] else 'all'
   return (f'| {policy} | {fits} | {trained} | {row["at_once"]} | '
           f'{row["total"] / GIB:.1f} | {row["phase"]} | {sample:.1f} | '
@@ -195,7 +206,7 @@ def main() -> None:
     if name in cache:
       continue
     parts = name.split('/')
-    known = (POLICIES, MACHINES, tuple(TASKS))
+    known = (policies(parts[-1]), MACHINES, tuple(TASKS))
     if len(parts) != 3 or any(p not in k for p, k in zip(parts, known, strict=True)):
       raise SystemExit(f'--compile={name}: write POLICY/MACHINE/TASK, of '
                        f'{"; ".join(", ".join(k) for k in known)}')

@@ -20,6 +20,7 @@ from jax.experimental import topologies
 
 from configs import models
 from lpo_jax import (
+  briefing,
   build,
   footprint,
   hardware,
@@ -32,7 +33,6 @@ from lpo_jax import (
 from lpo_jax.hardware import GIB
 from lpo_jax.types import Groups, Images, Rollouts
 
-KINDS = ('params', 'optimizer', 'kv_cache', 'activations', 'total')
 _UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
 
 
@@ -56,7 +56,7 @@ def run(config, topology: str, folder: str, memory_gib: float = 0.0) -> int:
   found = examine(config, devices, memory_gib * GIB)
   found = {'topology': topology, **found}
   found['notices'] = said + found['notices']
-  print(table(found))
+  print(briefing.compiled(found))
   os.makedirs(folder, exist_ok=True)
   path = os.path.join(folder, 'compile.json')
   with open(path, 'w') as file:
@@ -124,7 +124,7 @@ def examine(config, devices, limit: float = 0.0) -> dict:
     'policy': config.policy.name, 'device': devices[0].device_kind,
     'chip': chip and chip.name, 'devices': parts.mesh.size,
     'mesh': dict(parts.mesh.shape), 'limit': limit, 'fits': fits,
-    'bytes_per_device': {kind: largest[kind] for kind in KINDS},
+    'bytes_per_device': {kind: largest[kind] for kind in footprint.KINDS},
     'phases': kinds, 'programs': compiled,
     'estimate': footprint.memory(setting),
     'work_per_device': {name: part._asdict() for name, part in work.items()},
@@ -294,40 +294,3 @@ def _with_mesh(config, devices):
   return best[1], [f'mesh.shape={tuple(config.mesh.shape)} is not for the '
                    f'{len(devices)} devices of the slice: taken {tuple(shape)}; '
                    f'--config.mesh.shape={",".join(map(str, shape))} says the same']
-
-
-def table(found: dict) -> str:
-  """Return what was found, for a terminal."""
-  mesh = ' x '.join(f'{name} {size}' for name, size in found['mesh'].items())
-  device = found['chip'] or found['device']
-  lines = [f'{found["policy"]} on {found["devices"]} x {device} ({mesh})',
-           *found['notices'], '', 'GiB on one device',
-           ''.join(f'{name:>13}' for name in ('', *KINDS))]
-  for name, sizes in found['phases'].items():
-    cells = ''.join(f'{sizes[kind] / GIB:13.3f}' for kind in KINDS)
-    refused = 'refused' in found['programs'].get(name, {})
-    lines.append(f'{name:>13}{cells}' + (' at least: refused' if refused else ''))
-  limit = found['limit']
-  lines.append(f'{"limit":>13}{limit / GIB:65.3f}' if limit else
-               'this device states no limit: whether it fits is not judged')
-  lines += ['', *_prediction(found['predicted_s'], found['device'])]
-  if found['fits'] is False:
-    lines += ['', 'DOES NOT FIT. What would help most, estimated:']
-    for knob in found['knobs']:
-      slower = '' if knob['slower'] is None else f', step x {knob["slower"]:.2f}'
-      lines.append(f'  {knob["set"]:<48} -{knob["saves"] / GIB:.2f} GiB{slower}')
-  elif found['fits']:
-    lines.append('fits')
-  return '\n'.join(lines)
-
-
-def _prediction(predicted: dict | None, device: str) -> list[str]:
-  """Return the predicted seconds, a line a phase."""
-  if not predicted:
-    return [f'no prediction of time: {device!r} is not in lpo_jax/hardware.py']
-  columns = ('flops', 'memory', 'links', 'total')
-  lines = ['seconds a step needs at least, by what bounds it',
-           ''.join(f'{name:>13}' for name in ('', *columns))]
-  for name, spent in predicted.items():
-    lines.append(f'{name:>13}' + ''.join(f'{spent[key]:13.3f}' for key in columns))
-  return lines

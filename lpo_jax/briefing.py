@@ -93,3 +93,40 @@ def first_step(metrics: dict[str, float], prompt: str,
     lines.append('the sampler is not the learner: set config.policy.dtype=float32 or '
                  'keep config.objective.behavior=learner')
   return lines
+
+
+def compiled(found: dict) -> str:
+  """Return what `--mode=compile` found, for a terminal."""
+  mesh = ' x '.join(f'{name} {size}' for name, size in found['mesh'].items())
+  device = found['chip'] or found['device']
+  lines = [f'{found["policy"]} on {found["devices"]} x {device} ({mesh})',
+           *found['notices'], '', 'GiB on one device',
+           ''.join(f'{name:>13}' for name in ('', *footprint.KINDS))]
+  for name, sizes in found['phases'].items():
+    cells = ''.join(f'{sizes[kind] / GIB:13.3f}' for kind in footprint.KINDS)
+    refused = 'refused' in found['programs'].get(name, {})
+    lines.append(f'{name:>13}{cells}' + (' at least: refused' if refused else ''))
+  limit = found['limit']
+  lines.append(f'{"limit":>13}{limit / GIB:65.3f}' if limit else
+               'this device states no limit: whether it fits is not judged')
+  lines += ['', *_prediction(found['predicted_s'], found['device'])]
+  if found['fits'] is False:
+    lines += ['', 'DOES NOT FIT. What would help most, estimated:']
+    for knob in found['knobs']:
+      slower = '' if knob['slower'] is None else f', step x {knob["slower"]:.2f}'
+      lines.append(f'  {knob["set"]:<48} -{knob["saves"] / GIB:.2f} GiB{slower}')
+  elif found['fits']:
+    lines.append('fits')
+  return '\n'.join(lines)
+
+
+def _prediction(predicted: dict | None, device: str) -> list[str]:
+  """Return the predicted seconds, a line a phase."""
+  if not predicted:
+    return [f'no prediction of time: {device!r} is not in lpo_jax/hardware.py']
+  columns = ('flops', 'memory', 'links', 'total')
+  lines = ['seconds a step needs at least, by what bounds it',
+           ''.join(f'{name:>13}' for name in ('', *columns))]
+  for name, spent in predicted.items():
+    lines.append(f'{name:>13}' + ''.join(f'{spent[key]:13.3f}' for key in columns))
+  return lines

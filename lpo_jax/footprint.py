@@ -6,6 +6,8 @@
 from lpo_jax import roofline, sampler
 from lpo_jax.policy import blockwise
 
+KINDS = ('params', 'optimizer', 'kv_cache', 'activations', 'total')
+
 
 def memory(s: roofline.Setting) -> dict[str, dict[str, float]]:
   """Return estimated bytes on one device: {phase: {kind: bytes}}.

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import countdown
-from lpo_jax import ahead, build, programs
+from lpo_jax import ahead, briefing, build, footprint, programs
 
 
 def _config():
@@ -33,7 +33,7 @@ def test_every_program_is_compiled_and_measured(found):
   for program in found['programs'].values():
     assert program['arguments'] > 0 and program['flops_once'] > 0
   for kinds in found['phases'].values():
-    assert kinds['total'] == sum(kinds[kind] for kind in ahead.KINDS[:-1])
+    assert kinds['total'] == sum(kinds[kind] for kind in footprint.KINDS[:-1])
     assert min(kinds.values()) >= 0
   assert found['bytes_per_device']['total'] == max(
     kinds['total'] for kinds in found['phases'].values())
@@ -49,7 +49,7 @@ def test_params_and_moments_are_those_of_the_train_state(found):
 
 def test_a_device_without_a_limit_or_a_table_row_is_not_judged(found):
   assert found['fits'] is None and found['predicted_s'] is None
-  text = ahead.table(found)
+  text = briefing.compiled(found)
   assert 'states no limit' in text and "no prediction of time: 'cpu'" in text
 
 
@@ -57,7 +57,7 @@ def test_few_key_value_heads_are_copied_and_said_so(found):
   assert found['notices'] == [
     'kv_heads=1 are fewer than the 2 devices along mesh axis tensor: keys and values '
     'are copied to 2 devices each']
-  assert found['notices'][0] in ahead.table(found)
+  assert found['notices'][0] in briefing.compiled(found)
 
 
 def test_too_small_a_device_is_refused_with_three_knobs(found, tmp_path, monkeypatch,
@@ -115,3 +115,17 @@ def test_a_slice_that_is_not_here_is_compiled_for():
   found = ahead.examine(config, ahead.described('v5e:2x2'))
   assert found['chip'] == 'TPU v5e' and found['fits']
   assert found['predicted_s']['step']['total'] > 0
+
+
+def test_a_policy_that_reads_images_is_compiled_with_its_tower():
+  from experiments import geometry3k
+  config = geometry3k.get_config('tiny')
+  config.mesh.shape = (2, 1, 2)
+  config.sampling.unroll = False
+  for frozen in (True, False):
+    config.policy.vision.frozen = frozen
+    found = ahead.examine(config, jax.devices()[:4])
+    assert set(found['programs']) == {'prefill', 'encode', 'decode', 'update'}
+    assert found['phases']['encode']['activations'] > 0
+    assert found['work_per_device']['encode']['flops'] > 0
+    assert found['phases']['encode']['total'] < found['phases']['update']['total']

@@ -6,7 +6,7 @@ import pytest
 
 from lpo_jax import policy as policies
 from lpo_jax.policy import hf_config
-from tests.parity import checkpoints
+from tests.parity import checkpoints, images
 
 
 @pytest.mark.parametrize(('switches', 'kind'), [
@@ -59,3 +59,29 @@ def test_what_this_decoder_would_get_wrong_is_refused(family, changes, message,
   (tmp_path / 'config.json').write_text(json.dumps(hf))
   with pytest.raises(ValueError, match=message):
     policies.from_pretrained(str(tmp_path))
+
+
+@pytest.mark.parametrize(('changes', 'message'), [
+  ({'vision_config': ...}, 'no whole number for hidden_size, depth'),
+  ({'hidden_act': 'gelu'}, "vision_config: hidden_act='gelu'"),
+  ({'out_hidden_size': 8}, 'out_hidden_size=8.*24'),
+  ({'window_size': None}, 'no whole number for window_size'),
+  ({'fullatt_block_indexes': [3]}, 'only vision.layers=3'),
+  ({'rope_parameters': {'rope_theta': 5e3}}, 'rope_theta=5000.0'),
+  ({'mrope_section': [2, 2, 3]}, 'three parts of the 6 pairs')])
+def test_a_tower_that_is_other_is_refused(changes, message):
+  hf = images.FAMILIES['qwen2.5_vl']
+  if 'mrope_section' in changes:
+    hf = hf | {'rope_scaling': {'type': 'mrope', **changes}}
+  else:
+    tower = {} if 'vision_config' in changes else hf['vision_config'] | changes
+    hf = hf | {'vision_config': tower}
+  with pytest.raises(ValueError, match=message):
+    hf_config.parse(hf)
+
+
+def test_flat_and_nested_say_the_same():
+  flat, nested = (hf_config.parse(hf) for hf in images.FAMILIES.values())
+  changes = {name: value for name, value in flat.__dict__.items()
+             if value != nested.__dict__[name]}
+  assert set(changes) == {'tied_embeddings', 'rope_sections', 'dtype', 'param_dtype'}

@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from lpo_jax import optimizer
+from lpo_jax import policy as policies
 from lpo_jax.optimizer import OptimizerConfig
 from tests import learner, tiny
 
@@ -176,3 +177,25 @@ def test_what_is_not_finite_stays_so_in_bfloat16():
 def test_an_unknown_moment_dtype_is_named():
   with pytest.raises(ValueError, match="moment_dtype='int8': choose one of float32"):
     OptimizerConfig(moment_dtype='int8')
+
+
+def test_a_vision_tower_takes_its_own_multiple_of_the_rate():
+  tower = policies.VisionConfig(width=8, layers=1, heads=2, mlp_width=4, patch_size=2,
+                                window_size=8, full_blocks=(), image_token=1)
+  policy = tiny.policy(qkv_bias=True, rope_sections=(1, 2, 1), vision=tower)
+  grads = jax.tree.map(lambda x: x + 1.0, policy)
+  steps = {}
+  for multiplier in (1.0, 0.25, 0.0):
+    transform = optimizer.build(optimizer.OptimizerConfig(
+      learning_rate=0.1, vision_multiplier=multiplier))
+    steps[multiplier], _ = transform.update(grads, transform.init(policy), policy)
+  for multiplier in (0.25, 0.0):
+    for (path, whole), scaled in zip(
+        jax.tree_util.tree_leaves_with_path(steps[1.0]),
+        jax.tree.leaves(steps[multiplier]), strict=True):
+      inside = jax.tree_util.keystr(path).startswith('.vision')
+      np.testing.assert_allclose(scaled, whole * (multiplier if inside else 1.0),
+                                 rtol=1e-6)
+      assert np.abs(whole).max() > 0
+  with pytest.raises(ValueError, match='vision_multiplier=-1'):
+    optimizer.OptimizerConfig(vision_multiplier=-1)

@@ -14,7 +14,11 @@ from lpo_jax.types import TrainState
 from tests import learner, tiny
 
 _LORA = policies.Lora(rank=2)
-_SWITCHES = {'plain': {}, 'all': dict(qkv_bias=True, qk_norm=True, lora=_LORA),
+_TOWER = policies.VisionConfig(width=16, layers=2, heads=4, mlp_width=24, patch_size=2,
+                               window_size=8, full_blocks=(1,), image_token=1)
+_SWITCHES = {'plain': {},
+             'all': dict(qkv_bias=True, qk_norm=True, lora=_LORA, vision=_TOWER,
+                         rope_sections=(1, 2, 1)),
              'tied': dict(tied_embeddings=True)}
 _ROWS = PartitionSpec(None, 'fsdp', 'tensor')  # the layer axis first
 _COLUMNS = PartitionSpec(None, 'tensor', 'fsdp')
@@ -25,6 +29,14 @@ _EXPECTED = {
   **dict.fromkeys(['out', 'down'], _COLUMNS),
   **dict.fromkeys(['query_bias', 'key_bias', 'value_bias'],
                   PartitionSpec(None, 'tensor')),
+  'patch': PartitionSpec(None, 'fsdp'),
+  'qkv': PartitionSpec(None, 'fsdp', None, 'tensor'),
+  'qkv_bias': PartitionSpec(None, None, 'tensor'),
+  **dict.fromkeys(['gate_bias', 'up_bias'], PartitionSpec(None, 'tensor')),
+  **dict.fromkeys(['out_bias', 'down_bias', 'merge_out_bias'], PartitionSpec()),
+  'merge_in': PartitionSpec('fsdp', 'tensor'),
+  'merge_in_bias': PartitionSpec('tensor'),
+  'merge_out': PartitionSpec('tensor', 'fsdp'),
   **{f'{name}_lora_{part}': PartitionSpec(None, *axes)
      for names, rows, columns in (
        (['query', 'key', 'value', 'gate', 'up'], 'fsdp', 'tensor'),
