@@ -22,6 +22,7 @@ setuptools.setup(
     'numpy',
     'optax>=0.2.5',
     'orbax-checkpoint>=0.12',
+    'pillow',
     'safetensors>=0.5',  # bfloat16 as NumPy slices
     'sentencepiece',
     'tensorboardX',

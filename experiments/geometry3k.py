@@ -33,14 +33,14 @@ def tiny(config):
   config.task.reward.update(correct=0.9, format=0.1)
   config.policy.name = 'figures_small'
   config.policy.tokenizer = 'experiments/samples/figures'
-  config.policy.vision.update(min_pixels=576, max_pixels=100_000)
-  config.task.options.train_size = 4096
-  config.warmstart.update(steps=280, batch=64, learning_rate=3e-3, warmup_steps=40)
-  config.num_steps = 120
-  config.prompts_per_step = 32
+  config.policy.vision.update(frozen=False, min_pixels=576, max_pixels=100_000)
+  config.task.options.update(train_size=4096, test_size=256)
+  config.warmstart.update(steps=300, batch=64, learning_rate=3e-3, warmup_steps=40)
+  config.num_steps = 400
+  config.prompts_per_step = 64
   config.samples_per_prompt = 8
   config.updates_per_step = 2
-  config.micro_prompts = 16
+  config.micro_prompts = 32
   config.sampling.max_new_tokens = 12
   config.sampling.prompt_buckets = (16,)
   config.sampling.patch_buckets = (12,)
@@ -48,8 +48,9 @@ def tiny(config):
   config.objective.behavior = 'sampler'
   config.optimizer.update(learning_rate=2e-4, warmup_steps=8, b2=0.95,
                           weight_decay=0.0)
-  config.eval.update(every=20, problems=128, samples=8, final_samples=8,
+  config.eval.update(every=50, problems=256, samples=8, final_samples=8,
                      pass_at=(1, 8))
-  config.checkpoint.every = 20
-  config.log.update(groups_every=20, groups=8)
+  config.checkpoint.every = 50
+  config.checkpoint.best_metric = 'val/figures/mean@8'
+  config.log.update(groups_every=50, groups=8)
   return config

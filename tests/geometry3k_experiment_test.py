@@ -1,4 +1,4 @@
-"""The experiment with images: its tiny variant trains, and the other says the paper's."""
+"""The experiment with images: tiny trains, the other says the paper's setting."""
 
 import pathlib
 
@@ -22,6 +22,7 @@ def tiny(monkeypatch):
   config.update(num_steps=2, prompts_per_step=8, samples_per_prompt=4, micro_prompts=4)
   config.eval.update(every=2, problems=8, samples=4, final_samples=4)
   config.checkpoint.every = 1
+  config.objective.skip_flat_groups = False
   config.log.update(tensorboard=False, groups_every=1, groups=2)
   return config
 
@@ -51,7 +52,6 @@ def test_frozen_or_trained_and_however_cut_it_is_one_run(tiny, tmp_path):
                        ('parts', {'sampling.prompts_at_once': 4, 'micro_prompts': 2})):
     config = tiny.copy_and_resolve_references()
     config.num_steps = 1
-    config.objective.skip_flat_groups = False
     config.update_from_flattened_dict(change)
     train.Run(config, str(tmp_path / name)).train()
     found[name] = metrics_lib.read(str(tmp_path / name))[1]
@@ -73,7 +73,7 @@ def test_problems_are_checked_against_the_policy_before_anything_is_compiled(tin
     build.build(tiny)
   tiny.sampling.patch_buckets = (12,)
   tiny.policy.name = 'bytes_tiny'
-  with pytest.raises(ValueError, match="'test-0' has images, but the policy reads text"):
+  with pytest.raises(ValueError, match="'test-0' has images, but the policy reads"):
     build.build(tiny)
 
 

@@ -1,10 +1,10 @@
 r"""Drawn figures: the sum of two lengths, or the other angle at a line.
 
   segment   two parts of a line with their lengths a, b in 1..9: find the whole, a + b
-  angle     a ray on a line and the angle a on one side, in tens: find 180 - a
+  angle     a ray on a line and the angle a on one side, 30 to 150 in tens: find 180 - a
 
 Every problem asks 'Find x.'; what x is, and of which numbers, stands in the figure
-alone. Positions, tilt and sizes vary. A figure is a PNG that follows from (seed, split,
+alone. Places and tilt vary, angles are to scale. A figure is a PNG that follows from (seed, split,
 index). Answers are judged as Geometry3K's are.
 """
 
@@ -19,7 +19,7 @@ from lpo_jax.tasks import base, geometry3k
 KINDS = ('segment', 'angle')
 WIDTH, HEIGHT = 96, 72  # pixels
 _GREY = (123, 117, 104)  # what normalisation takes to 0
-_SEGMENT, _ANGLES = range(1, 10), range(20, 161, 10)
+_SEGMENT, _ANGLES = range(1, 10), range(30, 151, 10)
 
 
 class Figures(base.Task):
@@ -114,15 +114,15 @@ def draw(kind: str, numbers: Sequence[int], rng: random.Random) -> bytes:
     for number, x in zip(numbers, (27, 69), strict=True):
       write(str(number), x, 22)
     write('x', 48, 60)
-  else:
-    low, foot = rng.uniform(60, 66), rng.uniform(44, 52)
-    slope = math.radians(rng.uniform(75, 105))
+  else:  # to scale: the side that is named is as wide as it says
+    low, foot, side = rng.uniform(40, 44), rng.uniform(45, 51), rng.choice((1, -1))
+    along, up = math.cos(math.radians(numbers[0])), math.sin(math.radians(numbers[0]))
+    length = rng.uniform(34, 38)
     pen.line((left, low, right, low + tilt / 4), fill='black', width=2)
-    pen.line((foot, low, foot + 50 * math.cos(slope), low - 50 * math.sin(slope)),
+    pen.line((foot, low, foot + side * length * along, low - length * up),
              fill='black', width=2)
-    sides = [1, -1] if rng.random() < 0.5 else [-1, 1]
-    for text, side in zip((str(numbers[0]), 'x'), sides, strict=True):
-      write(text, 48 + side * 25, 46)
+    for text, where in ((str(numbers[0]), side), ('x', -side)):
+      write(text, 48 + where * 25, 58)
   file = io.BytesIO()
   image.save(file, 'PNG')
   return file.getvalue()
