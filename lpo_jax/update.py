@@ -30,10 +30,10 @@ def make_update(objective: Callable[[Group], Coefficients],
   """
 
   def update(state: TrainState, groups: Groups):
-    groups = _kept(groups, config)
+    groups = kept(groups, config)
     if config.skip_flat_groups:
       groups = microbatch.pack(groups, config)
-    statistics = (*_batch_statistics(groups), state.step)
+    statistics = (*batch_statistics(groups), state.step)
     behavior = _behavior_logprobs(state.params, groups, config)
     batches = sharding.split((groups, behavior), config.updates_per_step)
 
@@ -72,8 +72,8 @@ def certify(policy, step, groups: Groups, temperature: Callable[[Group], jax.Arr
   """
   rollouts = groups.rollouts
   logprobs = microbatch.logprobs(policy, rollouts, config)
-  groups = _kept(groups, config)
-  statistics = (*_batch_statistics(groups), step)
+  groups = kept(groups, config)
+  statistics = (*batch_statistics(groups), step)
 
   def one(group: Group):
     scores = sequence.sequence_scores(group.logprobs, group.behavior_logprobs,
@@ -127,14 +127,14 @@ def _apply(optimizer, learning_rate, state: TrainState, grads, metrics, keep):
   return state.replace(params=params, opt_state=opt_state, skipped=skipped), metrics
 
 
-def _kept(groups: Groups, config: UpdateConfig) -> Groups:
+def kept(groups: Groups, config: UpdateConfig) -> Groups:
   """Return the groups with flat ones marked as not counting, if so configured."""
   if not config.skip_flat_groups:
     return groups
   return groups.replace(keep=groups.keep & ~jax.vmap(geometry.is_flat)(groups.rewards))
 
 
-def _batch_statistics(groups: Groups):
+def batch_statistics(groups: Groups):
   """Return the mean reward and the std of group-centred rewards over kept groups."""
   mean = sequence.masked_mean(groups.rewards, groups.keep[:, None]
                               & jnp.ones_like(groups.rewards, bool))
