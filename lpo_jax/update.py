@@ -30,7 +30,7 @@ def make_update(objective: Callable[[Group], Coefficients],
   """
 
   def update(state: TrainState, groups: Groups):
-    groups = _kept(groups, config)
+    groups = kept(groups, config)
     if config.skip_flat_groups:
       groups = microbatch.pack(groups, config)
     statistics = (*batch_statistics(groups), state.step)
@@ -72,7 +72,7 @@ def certify(policy, step, groups: Groups, temperature: Callable[[Group], jax.Arr
   """
   rollouts = groups.rollouts
   logprobs = microbatch.logprobs(policy, rollouts, config)
-  groups = _kept(groups, config)
+  groups = kept(groups, config)
   statistics = (*batch_statistics(groups), step)
 
   def one(group: Group):
@@ -127,7 +127,7 @@ def _apply(optimizer, learning_rate, state: TrainState, grads, metrics, keep):
   return state.replace(params=params, opt_state=opt_state, skipped=skipped), metrics
 
 
-def _kept(groups: Groups, config: UpdateConfig) -> Groups:
+def kept(groups: Groups, config: UpdateConfig) -> Groups:
   """Return the groups with flat ones marked as not counting, if so configured."""
   if not config.skip_flat_groups:
     return groups

@@ -35,7 +35,7 @@ LAYERS = (
   {'build', 'checks', 'briefing', 'programs', 'origin', 'suites'},
   {'train', 'ahead'},
   {'main', 'report', 'view'},
-  {'study'},
+  {'study', 'counterfactual'},
 )  # fmt: skip
 SIDEWAYS = {
   ('evaluate', 'rollout'),  # evaluation samples and verifies as training does
@@ -66,7 +66,8 @@ SIDEWAYS = {
   ('update', 'microbatch'),
 }
 # Offline, and at the top.
-TOOLS = {'main', 'train', 'report', 'view', 'ahead', 'study', 'jobs'}
+TOOLS = {'main', 'train', 'report', 'view', 'ahead', 'study', 'jobs',
+         'counterfactual'}
 FILES = TOOLS | {
   'checkpoint', 'metrics', 'curves', 'workdir', 'records', 'tokenizer', 'images',
   'policy.pretrained', 'policy.export',

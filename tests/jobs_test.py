@@ -25,6 +25,8 @@ signal.signal(signal.SIGTERM, leave)
 (folder / 'began').write_text(json.dumps([time.time(), os.getpid(),
                                           sorted(os.sched_getaffinity(0))]))
 time.sleep(seconds)
+while len(sys.argv) > 4 and not (folder.parent / sys.argv[4] / 'began').exists():
+  time.sleep(0.05)
 print('a last word')
 if not code:
   (folder / 'summary.json').write_text(json.dumps({'step': 3}))
@@ -33,10 +35,11 @@ sys.exit(code)
 '''
 
 
-def job(room, name, seconds=0.0, code=0, after=''):
+def job(room, name, seconds=0.0, code=0, after='', wait_for=()):
   folder = room / name
   return jobs.Job(name, folder, types.SimpleNamespace(num_steps=3), [
-    sys.executable, '-c', SCRIPT, str(folder), str(seconds), str(code)], after)
+    sys.executable, '-c', SCRIPT, str(folder), str(seconds), str(code),
+    *wait_for], after)
 
 
 def began(room, name):
@@ -61,11 +64,11 @@ def test_jobs_side_by_side_have_cores_of_their_own(tmp_path):
   cores = os.sched_getaffinity(0)
   if len(cores) < 2:
     pytest.skip('one core')
-  jobs.Runner([job(tmp_path, 'a', 0.5), job(tmp_path, 'b', 0.5)], tmp_path / 'logs',
-              2).run()
-  one, two = began(tmp_path, 'a'), began(tmp_path, 'b')
-  assert set(one[2]).isdisjoint(two[2]) and set(one[2] + two[2]) <= cores
-  assert max(one[0], two[0]) < float((tmp_path / 'a' / 'ended').read_text())
+  # Each ends only once the other has begun.
+  jobs.Runner([job(tmp_path, 'a', wait_for=['b']), job(tmp_path, 'b', wait_for=['a'])],
+              tmp_path / 'logs', 2).run()
+  one, two = began(tmp_path, 'a')[2], began(tmp_path, 'b')[2]
+  assert set(one).isdisjoint(two) and set(one + two) <= cores
 
 
 def test_a_failure_is_told_and_takes_along_only_what_needs_it(tmp_path, capsys):

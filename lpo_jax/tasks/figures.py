@@ -1,7 +1,7 @@
 r"""Drawn figures: the sum of two lengths, or the other angle at a line.
 
   segment   two parts of a line with their lengths a, b in 1..9: find the whole, a + b
-  angle     a ray on a line and the angle a on one side, 30 to 150 in tens: find 180 - a
+  angle     a ray on a line, the angle a on one side, 30 to 150 in tens: find 180 - a
 
 Every problem asks 'Find x.'; what x is, and of which numbers, stands in the figure
 alone. Places and tilt vary, angles are to scale. A figure is a PNG that follows from (seed, split,
