@@ -4,8 +4,8 @@ r"""Drawn figures: the sum of two lengths, or the other angle at a line.
   angle     a ray on a line, the angle a on one side, 30 to 150 in tens: find 180 - a
 
 Every problem asks 'Find x.'; what x is, and of which numbers, stands in the figure
-alone. Places and tilt vary, angles are to scale. A figure is a PNG that follows from (seed, split,
-index). Answers are judged as Geometry3K's are.
+alone. Places and tilt vary, angles are to scale. A figure is a PNG that follows from
+(seed, split, index). Answers are judged as Geometry3K's are.
 """
 
 import io
