@@ -178,7 +178,9 @@ def _compile_all(parts: build.Parts, setting: roofline.Setting):
     for name, lower in lowered.items():
       print(f'compiling {name} ...', file=sys.stderr, flush=True)
       found[name] = _compile(lower)
+  tower = state.params.vision if setting.patches else ()
   held = {'params': _bytes(state.params), 'optimizer': _bytes(state.opt_state),
+          'tower': _bytes(tower),
           'prompt_kv': _bytes(prompt_kv), 'cache': _bytes(cache)}
   rooms = sorted({room for _, room in sampler.capacities(new, setting.chunk)})[-2:]
   held['before_growing'] = held['cache'] * rooms[0] / new if len(rooms) > 1 else 0.0
@@ -243,6 +245,8 @@ def _by_kind(compiled: dict, held: dict) -> dict[str, dict[str, float]]:
              'kv_cache': cache, 'activations': 0.0}
     if program:
       own = held['params'] + (held['optimizer'] if name == 'update' else 0) + cache
+      if name == 'encode':  # which takes no more than the tower
+        own = held['tower']
       whole = sum(program[part] for part in ('arguments', 'outputs', 'temporaries'))
       refused = 'refused' in program
       kinds['activations'] = (program['temporaries'] if refused

@@ -173,11 +173,15 @@ class PretrainedTokenizer:
     """Return the ids of text, or of messages through the chat template.
 
     Raises:
-      ValueError: messages need a chat template that is not there.
+      ValueError: messages need a chat template that is not there, or have images
+        that plain text has no place for.
     """
     if self._style == 'chat' and isinstance(prompt, str):
       prompt = [{'role': 'user', 'content': prompt}]
     if self._style == 'plain' and not isinstance(prompt, str):
+      if not all(isinstance(message['content'], str) for message in prompt):
+        raise ValueError("policy.prompt_style='plain' has no place for images: choose "
+                         "'auto' or 'chat'")
       prompt = '\n\n'.join(message['content'] for message in prompt)
     if isinstance(prompt, str):
       return self._ids(prompt, add_special_tokens=True)

@@ -46,12 +46,12 @@ def test_the_tiny_variant_trains_evaluates_and_shows_its_figures(tiny, tmp_path)
 
 
 def test_frozen_or_trained_and_however_cut_it_is_one_run(tiny, tmp_path):
-  """The first step's metrics are the same; only a trained tower moves by it."""
+  """One update's metrics are the same, but for the gradient of a trained tower."""
   found = {}
   for name, change in (('frozen', {}), ('trained', {'policy.vision.frozen': False}),
                        ('parts', {'sampling.prompts_at_once': 4, 'micro_prompts': 2})):
     config = tiny.copy_and_resolve_references()
-    config.num_steps = 1
+    config.num_steps = config.updates_per_step = 1
     config.update_from_flattened_dict(change)
     train.Run(config, str(tmp_path / name)).train()
     found[name] = metrics_lib.read(str(tmp_path / name))[1]

@@ -71,3 +71,9 @@ def test_too_many_patches_are_refused_before_anything_is_decoded(words):
   large = Problem(geometry3k.prompt('<image>'), None, 'large', (cut,))
   with pytest.raises(ValueError, match="'large' have 576 patches"):
     prompts.tokens(large, words, PROCESSOR)
+
+
+def test_plain_text_has_no_place_for_images():
+  plain = tokenizer.get(TOKENIZER, 'plain')
+  with pytest.raises(ValueError, match="prompt_style='plain' has no place for images"):
+    prompts.tokens(problem(), plain, PROCESSOR)

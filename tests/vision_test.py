@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from lpo_jax import microbatch, objective, sequence, update
+from lpo_jax import microbatch, objective, sampler, sequence, update
 from lpo_jax import policy as policies
 from lpo_jax.policy import lora, vision
 from lpo_jax.types import Groups, Images
@@ -119,6 +119,16 @@ def test_many_queries_are_taken_some_at_a_time(monkeypatch):
   monkeypatch.setattr(vision, '_QUERIES', 16)
   found = jax.jit(lambda p, x: p.encode(x).features)(policy(), images())
   np.testing.assert_allclose(found[0, :17], expected[0, :17], atol=1e-5)
+
+
+def test_some_rows_at_a_time_are_all_rows(monkeypatch):
+  expected = encode(policy(), images())
+  monkeypatch.setattr(sampler, 'ENCODED_AT_ONCE', 1)
+  found = jax.jit(sampler.encode.__wrapped__)(policy(), images())
+  assert found.patches is None
+  for row, count in ((0, 17), (2, 8)):
+    np.testing.assert_allclose(found.features[row, :count], expected[row, :count],
+                               atol=1e-5)
 
 
 def test_an_image_token_that_is_sampled_is_a_token_like_others():
