@@ -10,7 +10,7 @@ from lpo_jax import policy as policies
 from lpo_jax import sharding
 from lpo_jax.policy import pretrained
 from tests import tiny
-from tests.parity import checkpoints
+from tests.parity import checkpoints, images
 
 
 def test_an_export_is_read_back_bit_for_bit(tmp_path):
@@ -91,3 +91,16 @@ def test_an_architecture_nobody_has_is_not_exported(tmp_path):
   with pytest.raises(ValueError, match='qk_norm=True and qkv_bias=True'):
     policies.save_pretrained(policy, str(tmp_path / 'out'))
   assert not (tmp_path / 'out').exists()
+
+
+def test_what_says_how_images_are_read_is_kept(tmp_path):
+  folder = images.write(tmp_path / 'in', 'qwen2.5_vl')
+  said = {'min_pixels': 3136, 'max_pixels': 12845056}
+  (tmp_path / 'in' / 'preprocessor_config.json').write_text(json.dumps(said))
+  policies.save_pretrained(policies.from_pretrained(folder), tmp_path / 'out',
+                           source=folder)
+  out = tmp_path / 'out'
+  assert json.loads((out / 'preprocessor_config.json').read_text()) == said
+  assert {file.name for file in out.iterdir()} == {
+    'config.json', 'generation_config.json', 'model.safetensors',
+    'preprocessor_config.json'}

@@ -24,6 +24,8 @@ from lpo_jax.policy.transformer import Policy
 
 GENERATION = 'generation_config.json'
 ADAPTER = 'adapter'  # folder
+_OF_IMAGES = ('preprocessor_config.json', 'video_preprocessor_config.json',
+              'chat_template.json')  # how transformers reads images; kept as they are
 SHARD_BYTES = 4 * 10**9
 
 
@@ -38,7 +40,8 @@ def save_pretrained(policy: Policy, path: str, *, tokenizer=None, source: str = 
     path: a new or empty folder.
     tokenizer: also write its files, and its stop tokens where `source` has none.
     source: the folder that the weights came from: its config.json is kept if it
-      describes this policy, and its generation_config.json.
+      describes this policy, and its generation_config.json; of a policy that reads
+      images what says how, too.
     base: the model that adapters were trained on, for PEFT: a folder or hub id.
     max_shard_bytes: of a file's tensors; a larger tensor gets a file of its own.
 
@@ -71,6 +74,9 @@ def save_pretrained(policy: Policy, path: str, *, tokenizer=None, source: str = 
       tokenizer.save(str(room))
     _write_json(room / pretrained.CONFIG, config)
     _write_json(room / GENERATION, _generation(tokenizer, source))
+    for name in _OF_IMAGES:
+      if policy.config.vision and os.path.isfile(os.path.join(source, name)):
+        shutil.copyfile(os.path.join(source, name), room / name)
     os.replace(room, path)
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices('save_pretrained')
