@@ -1,4 +1,21 @@
-"""LPO for policies that read images: Geometry3k with Qwen2.5-VL, and drawn figures."""
+"""LPO for policies that read images: Geometry3k with Qwen2.5-VL, and drawn figures.
+
+python -m lpo_jax.main --config=experiments/geometry3k.py:tiny --workdir=/tmp/figures
+python -m lpo_jax.main --config=experiments/geometry3k.py:qwen2p5_vl_3b.grpo.lpo_fwd \\
+  --workdir=DIR
+
+Variants, NAME or NAME.BASELINE.PROJECTION (configs/objectives.py)
+  qwen2p5_vl_3b  the paper's setting (arXiv:2605.06139, D.1 to D.3), 8 GPUs: 128 prompts
+                 a step in two minibatches, responses of 1024 tokens, reward 1 right,
+                 0.1 well-formed, 0; evaluated on the 601 test problems, 16 samples, at
+                 temperature 0.6. The tower is frozen; iterations and image size are
+                 ours. Weights by --config.policy.path, problems from the hub or by
+                 --config.task.options.train=PLACE and .evals=NAME=PLACE,...
+  tiny           drawn angles and lengths (tasks/figures.py), a policy of 0.3 M
+                 parameters from scratch, tower and all: 300 warm-start steps, 400
+                 iterations; 2 to 3 min on 2 CPU cores. Held-out mean@8 .42 -> .65,
+                 .02 with the figures shuffled (eval.shuffle_images), seeds 0-2
+"""
 
 from configs import base, objectives, paper
 

@@ -124,7 +124,7 @@ def test_adapters_act_as_merged_weights_do(switches):
 def _gradient(policy, groups, **cut):
   config = microbatch.UpdateConfig(**cut)
   one = objective.build(objective.ObjectiveConfig(), learner.SAMPLES)
-  statistics = (jnp.float32(0.5), jnp.float32(0.5))
+  statistics = (jnp.float32(0.5), jnp.float32(0.5), jnp.int32(0))
   return learner.jit(lambda policy, groups: microbatch.gradient(
     one, policy, groups, groups.rollouts.logprobs, statistics, True, config)[0])(
       policy, groups)
@@ -174,7 +174,7 @@ def test_no_gradient_of_the_base_is_computed():
   def counted(policy):
     def gradient(policy, groups):
       return microbatch.gradient(
-        one, policy, groups, None, (jnp.float32(0.5),) * 2, True,
+        one, policy, groups, None, (*(jnp.float32(0.5),) * 2, jnp.int32(0)), True,
         microbatch.UpdateConfig(micro_prompts=4))[0]
     return learner.jit(gradient).lower(tiny.shapes(policy), batch).compile(
       ).cost_analysis()['flops']
