@@ -248,11 +248,13 @@ def _tokenizer(config, weights: str, vocab_size: int):
 def _processor(config, policy_config: policy.PolicyConfig,
                weights: str) -> images.Processor | None:
   """Return what makes patches of images; pixel bounds: ours, else the folder's."""
-  tower, ours = policy_config.vision, config.policy.vision
+  tower = policy_config.vision
   if tower is None:
     return None
   stated = images.read_config(weights) if weights else {}
-  stated |= {key: ours[key] for key in ('min_pixels', 'max_pixels') if ours[key]}
+  ours = {'min_pixels': config.policy.vision.min_pixels,
+          'max_pixels': config.policy.vision.max_pixels}
+  stated |= {key: value for key, value in ours.items() if value}
   return images.Processor(
     image_token=tower.image_token, patch_size=tower.patch_size,
     temporal_patch_size=tower.temporal_patch_size, merge_size=tower.merge_size,

@@ -48,10 +48,13 @@ def test_the_tiny_variant_trains_evaluates_and_shows_its_figures(tiny, tmp_path)
 def test_frozen_or_trained_and_however_cut_it_is_one_run(tiny, tmp_path):
   """One update's metrics are the same, but for the gradient of a trained tower."""
   found = {}
+  tiny.policy.vision.frozen = True
   for name, change in (('frozen', {}), ('trained', {'policy.vision.frozen': False}),
                        ('parts', {'sampling.prompts_at_once': 4, 'micro_prompts': 2})):
     config = tiny.copy_and_resolve_references()
     config.num_steps = config.updates_per_step = 1
+    # A policy that knows nothing is told apart by the lengths of its responses.
+    config.task.reward.update(correct=0.5, format=0.1, length=0.4, full_length=0.0)
     config.update_from_flattened_dict(change)
     train.Run(config, str(tmp_path / name)).train()
     found[name] = metrics_lib.read(str(tmp_path / name))[1]
@@ -59,6 +62,7 @@ def test_frozen_or_trained_and_however_cut_it_is_one_run(tiny, tmp_path):
     for other in ('trained', 'parts'):
       assert found[other][name] == pytest.approx(found['frozen'][name], rel=1e-3,
                                                  abs=1e-6), (name, other)
+  assert found['frozen']['actor/grad_norm'] > 1e-3
   assert found['parts']['actor/grad_norm'] == pytest.approx(
     found['frozen']['actor/grad_norm'], rel=1e-3)
   assert found['trained']['actor/grad_norm'] > found['frozen']['actor/grad_norm']

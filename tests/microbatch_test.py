@@ -106,7 +106,7 @@ def _program(make=None, **choices):
   def run(policy, groups, *arguments):
     chosen = make(*arguments) if make else plain
     return microbatch.gradient(chosen, policy, groups, groups.rollouts.logprobs,
-                               (0.5, 0.3), True, UpdateConfig(**choices))
+                               (0.5, 0.3, 0), True, UpdateConfig(**choices))
 
   return learner.jit(run)
 
