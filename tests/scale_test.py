@@ -33,6 +33,14 @@ def test_a_small_backbone_fits_one_device_of_16_gb(found):
   assert row['fits'] and row['rank'] == scale.RANK and row['how'] == 'compiled'
 
 
+def test_a_policy_that_reads_images_fits_sixteen_small_devices(found):
+  row = found['qwen2.5_vl_3b/v5e_16/geometry3k']
+  assert row['fits'] and row['how'] == 'compiled' and row['rank'] == 0
+  assert {'encode', 'prefill', 'decode', 'update'} <= row['kinds'].keys()
+  assert 'qwen2.5_vl_3b/v5e_16/math' not in found
+  assert 'qwen3_4b/v5e_16/geometry3k' not in found
+
+
 def test_fewer_prompts_are_tried_until_they_fit():
   row = scale.estimate('qwen3_4b', 'one_80gb', 'countdown')
   assert row['fits'] and row['at_once'] < 128
