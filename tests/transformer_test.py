@@ -351,5 +351,5 @@ def test_parameters_have_the_dtype_the_configuration_says():
 
 def test_images_are_refused():
   tokens = np.zeros((1, 2), np.int32)
-  with pytest.raises(ValueError, match='text only: images must be None'):
+  with pytest.raises(ValueError, match='images given to a policy that reads text only'):
     tiny.policy()(tokens, tokens, tokens == 0, images=(tokens, tokens))
