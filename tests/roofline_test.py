@@ -84,7 +84,7 @@ def test_the_update_counts_what_xla_counts(remat):
   one = objective.build(objective.ObjectiveConfig(), 4)
 
   def gradient(policy, groups):
-    return microbatch.gradient(one, policy, groups, None, (jnp.float32(0.5),) * 2, True,
+    return microbatch.gradient(one, policy, groups, None, (jnp.float32(0.5),) * 3, True,
                                microbatch.UpdateConfig(micro_prompts=4))
 
   assert _counted(gradient, params, groups) == pytest.approx(
