@@ -47,3 +47,12 @@ def choose(config, variant: str, names):
   paired(config, baseline)
   config.objective.name = baseline if projection == 'baseline' else projection
   return name
+
+# A policy gradient and its projections under one target, as studies compare them; the
+# gradient aggregates tokens as LPO does, or that would be a second difference.
+COMPARED = {
+  'grpo': {'objective.name': 'grpo',
+           'objective.aggregation': 'seq_mean_token_mean'},
+  'lpo_fwd': {'objective.name': 'lpo_fwd'},
+  'lpo_rev': {'objective.name': 'lpo_rev'},
+}

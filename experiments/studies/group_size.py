@@ -5,6 +5,7 @@
 python -m lpo_jax.study --study=experiments/studies/group_size.py --out=runs/group_size
 """
 
+from configs import objectives
 from lpo_jax import study
 
 SAMPLES = 512  # a step
@@ -15,13 +16,8 @@ def get_study(variant: str = 'small') -> study.Study:
   sizes = {f'k{size}': {'samples_per_prompt': size, 'prompts_per_step': SAMPLES // size,
                         'micro_prompts': max(1, 32 // size)}
            for size in (2, 4, 8, 16, 32)}
-  methods = {
-    'grpo': {'objective.name': 'grpo',
-             'objective.aggregation': 'seq_mean_token_mean'},
-    'lpo_fwd': {'objective.name': 'lpo_fwd'},
-    'lpo_rev': {'objective.name': 'lpo_rev'},
-  }
   return study.Study(
-    base=f'experiments/countdown.py:{variant}', runs=study.cross(methods, sizes),
+    base=f'experiments/countdown.py:{variant}',
+    runs=study.cross(objectives.COMPARED, sizes),
     pairs=tuple((f'{name}-{size}', f'grpo-{size}') for size in sizes
                 for name in ('lpo_fwd', 'lpo_rev')))

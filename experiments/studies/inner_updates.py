@@ -6,6 +6,7 @@ sampled it: the policy gradient's coefficients are stale, LPO's are recomputed.
 python -m lpo_jax.study --study=experiments/studies/inner_updates.py --out=runs/inner
 """
 
+from configs import objectives
 from lpo_jax import study
 
 
@@ -14,13 +15,8 @@ def get_study(variant: str = 'small') -> study.Study:
   cuts = {f'u{count}': {'updates_per_step': count} for count in (1, 2, 4, 8)}
   cuts |= {f'u2_e{count}': {'updates_per_step': 2, 'epochs': count}
            for count in (2, 4)}
-  methods = {
-    'grpo': {'objective.name': 'grpo',
-             'objective.aggregation': 'seq_mean_token_mean'},
-    'lpo_fwd': {'objective.name': 'lpo_fwd'},
-    'lpo_rev': {'objective.name': 'lpo_rev'},
-  }
   return study.Study(
-    base=f'experiments/countdown.py:{variant}', runs=study.cross(methods, cuts),
+    base=f'experiments/countdown.py:{variant}',
+    runs=study.cross(objectives.COMPARED, cuts),
     pairs=tuple((f'{name}-{cut}', f'grpo-{cut}') for cut in cuts
                 for name in ('lpo_fwd', 'lpo_rev')))

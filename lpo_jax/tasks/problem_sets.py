@@ -251,7 +251,7 @@ class Task(base.Task):
     Raises:
       ValueError: verdicts cannot be given on this machine; says the remedy.
     """
-    raise NotImplementedError
+    raise NotImplementedError(f'task {self.name!r} must name its verdict for the pool')
 
   def solution(self, problem: Problem) -> str | None:
     """Return the solution that a training row came with; None without."""
