@@ -28,6 +28,7 @@ from lpo_jax import (
   programs,
   roofline,
   sampler,
+  sampler_programs,
   sharding,
 )
 from lpo_jax.hardware import GIB
@@ -166,7 +167,7 @@ def _compile_all(parts: build.Parts, setting: roofline.Setting):
   state, found = made.abstract, {}
   with jax.set_mesh(parts.mesh):
     at_once = (setting.at_once,)
-    lowered, (prompt_kv, cache) = sampler.largest(
+    lowered, (prompt_kv, cache) = sampler_programs.largest(
       state.params, batch((*at_once, width)), batch((*at_once, width), bool),
       batch(at_once), parts.mesh,
       samples_per_prompt=samples, max_new_tokens=new, chunk=setting.chunk,

@@ -58,12 +58,7 @@ class Writer:
     _truncate(self._path, self._last)
     self._file = self._path.open('a', encoding='utf-8')
     self._board = None
-    if tensorboard:
-      import tensorboardX  # imported here: only runs that log need it
-
-      self._board = tensorboardX.SummaryWriter(
-        str(self._path.with_name('tensorboard')), purge_step=self._last + 1
-      )
+    self._wants_board = tensorboard
 
   def write(self, step: int, numbers: dict[str, Any]) -> None:
     """Append one line and hand it to the operating system.
@@ -81,7 +76,8 @@ class Writer:
     self._file.write(json.dumps(line, allow_nan=False) + '\n')
     self._file.flush()
     self._last = step
-    if self._board is not None:
+    if self._wants_board:
+      self._board = self._board or _open_board(self._path, step)
       for name, value in line.items():
         if name != 'step' and value is not None:
           self._board.add_scalar(name, value, step)
@@ -99,6 +95,18 @@ class Writer:
     self._file.close()
     if self._board is not None:
       self._board.close()
+
+
+def _open_board(path: pathlib.Path, first: int):
+  """Return a writer of DIR/tensorboard whose steps from `first` replace older ones.
+
+  Opened at the first line: where torch is installed, tensorboardX imports it, which
+  takes seconds.
+  """
+  import tensorboardX
+
+  return tensorboardX.SummaryWriter(str(path.with_name('tensorboard')),
+                                    purge_step=first)
 
 
 class Silence:

@@ -34,9 +34,7 @@ class Programs:
                             jax.random.key(0))
     placement = sharding.state_shardings(shapes, parts.mesh)
     copied = sharding.replicated(parts.mesh)
-    self.abstract = jax.tree.map(
-      lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes,
-      placement)
+    self.abstract = _placed(shapes, placement)
     self.fresh_params = jax.jit(self._fresh_params,
                                 out_shardings=lora.remove(placement.params))
     self.state_of = jax.jit(self._state_of, donate_argnums=0, out_shardings=placement)
@@ -49,22 +47,22 @@ class Programs:
       update.certify, temperature=objective.temperature(parts.objective),
       config=parts.update), out_shardings=copied)
 
-  def warm_start(self, params):
-    """Return the optimiser state of the warm start and its step.
+  @functools.cached_property
+  def warm_start(self):
+    """Return two programs of the warm start, and its optimiser's state as shapes.
 
-    The step maps (params, opt_state, demonstrations) to (params, opt_state, loss Mean)
-    and donates the first two.
+    The first makes that state of parameters; the second maps (params, opt_state,
+    demonstrations) to (params, opt_state, loss Mean) and donates the first two.
     """
-    transform = optimizer.build(self._parts.warmstart)
+    transform, mesh = optimizer.build(self._parts.warmstart), self._parts.mesh
+    params = lora.remove(self.abstract.params)
     shapes = jax.eval_shape(transform.init, params)
-    placement = sharding.state_shardings(shapes, self._parts.mesh)
-    out = (self._placement_of(params), placement, sharding.replicated(self._parts.mesh))
+    placement = sharding.state_shardings(shapes, mesh)
+    out = (sharding.state_shardings(params, mesh), placement, sharding.replicated(mesh))
     step = jax.jit(warmstart.make_step(transform, self._parts.update.logprob_chunk),
                    donate_argnums=(0, 1), out_shardings=out)
-    return jax.jit(transform.init, out_shardings=placement)(params), step
-
-  def _placement_of(self, params):
-    return sharding.state_shardings(params, self._parts.mesh)
+    return jax.jit(transform.init, out_shardings=placement), step, _placed(
+      shapes, placement)
 
   def _fresh_params(self, key: Array) -> policy.Policy:
     plain = dataclasses.replace(self._parts.policy_config, lora=None)
@@ -74,3 +72,10 @@ class Programs:
     params = lora.add(params, self._parts.policy_config.lora, key)
     opt_state = self._optimizer.init(lora.split(params)[0])
     return TrainState(jnp.int32(0), params, opt_state, jnp.int32(0))
+
+
+def _placed(shapes, placement):
+  """Return shapes with their placement."""
+  return jax.tree.map(
+    lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes,
+    placement)

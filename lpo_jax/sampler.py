@@ -24,7 +24,7 @@ from lpo_jax.types import Array, Images, Rollouts
 ENCODED_AT_ONCE = 8  # prompts whose images are encoded at once, on each shard
 
 
-class _Choice(NamedTuple):
+class Choice(NamedTuple):
   """How a token is chosen from logits."""
 
   temperature: Array  # f32[]
@@ -77,16 +77,27 @@ def sample(policy: policies.Policy, prompt: Array, prompt_mask: Array, key: Arra
   inputs = (prompt, prompt_mask, row_ids, encoded)
   count = prompt.shape[0] // (prompts_at_once or prompt.shape[0])
   shape = (prompt.shape[0] // count, samples_per_prompt, max_new_tokens)
-  choice = _Choice(jnp.float32(temperature or 1.0),
-                   jnp.asarray(stop_tokens, jnp.int32).reshape(-1), jnp.float32(top_p))
-  settings = dict(greedy=temperature == 0, top_k=top_k, use_top_p=top_p < 1,
-                  pad_token=pad_token, unroll=unroll)
+  choice, settings = choosing(temperature, stop_tokens, top_k, top_p)
+  settings |= dict(pad_token=pad_token, unroll=unroll)
   if count == 1:
     return Rollouts(prompt, prompt_mask, *_responses(
       policy, inputs, key, choice, shape, chunk, settings), images)
   found = [_responses(policy, part, key, choice, shape, chunk, settings)
            for part in _split(inputs, count=count)]
   return Rollouts(prompt, prompt_mask, *_join(found), images)
+
+
+def choosing(temperature: float, stop_tokens: tuple[int, ...], top_k: int,
+             top_p: float) -> tuple[Choice, dict]:
+  """Return how tokens are chosen, and what of that programs are compiled for."""
+  choice = Choice(jnp.float32(temperature or 1.0),
+                  jnp.asarray(stop_tokens, jnp.int32).reshape(-1), jnp.float32(top_p))
+  return choice, dict(greedy=temperature == 0, top_k=top_k, use_top_p=top_p < 1)
+
+
+def places(prompts: int, samples: int) -> tuple[np.ndarray, np.ndarray]:
+  """Return where rows lie in the batch before any is compacted: [B, 1] and [1, K]."""
+  return np.arange(prompts)[:, None], np.arange(samples)[None]
 
 
 def _responses(policy, inputs, key, choice, shape, chunk, settings):
@@ -103,19 +114,19 @@ def _responses(policy, inputs, key, choice, shape, chunk, settings):
   """
   prompt, prompt_mask, row_ids, images = inputs
   capacity = min(chunk, shape[2])
-  rows, out = _start(policy, prompt, prompt_mask, key, row_ids, choice, images,
+  rows, out = begin(policy, prompt, prompt_mask, key, row_ids, choice, images,
                      shape=shape, capacity=capacity, **settings)
-  places = (np.arange(shape[0])[:, None], np.arange(shape[1])[None])  # of the rows
+  where = places(*shape[:2])
   start = 1
   for steps, room in capacities(shape[2], chunk):
     if start > 1:  # between chunks the host looks at who is left
       done = np.asarray(hosts.fetch(rows.done))
       if done.all():
         break
-      rows, places = compaction.compact_if_worth(rows, places, done)
+      rows, where = compaction.compact_if_worth(rows, where, done)
       if room > capacity:
         rows, capacity = compaction.grow(rows, capacity=room), room
-    rows, out = _decode(policy, rows, out, places, choice, steps=steps, **settings)
+    rows, out = decode(policy, rows, out, where, choice, steps=steps, **settings)
     start += steps
   return out
 
@@ -163,7 +174,7 @@ def capacities(max_new_tokens: int, chunk: int):
 
 @functools.partial(jax.jit, static_argnames=(
   'shape', 'capacity', 'pad_token', 'unroll', 'greedy', 'top_k', 'use_top_p'))
-def _start(policy, prompt, prompt_mask, key, row_ids, choice, images=None, *, shape,
+def begin(policy, prompt, prompt_mask, key, row_ids, choice, images=None, *, shape,
            capacity, pad_token, unroll, **statics):
   """Prefill the prompts and sample every response's first token."""
   batch, samples, width = shape
@@ -187,7 +198,7 @@ def _start(policy, prompt, prompt_mask, key, row_ids, choice, images=None, *, sh
 
 @functools.partial(jax.jit, donate_argnames=('rows', 'out'), static_argnames=(
   'steps', 'pad_token', 'unroll', 'greedy', 'top_k', 'use_top_p'))
-def _decode(policy, rows, out, places, choice, *, steps, pad_token, unroll, **statics):
+def decode(policy, rows, out, places, choice, *, steps, pad_token, unroll, **statics):
   """Decode up to `steps` tokens and write them into `out` at the rows' places."""
   policy = policy.unstack() if unroll else policy
   start = rows.cache.length + 1  # index in the response of the next token
@@ -248,58 +259,6 @@ def _outside_nucleus(logits, top_p):
   probs = jnp.take_along_axis(jax.nn.softmax(logits, axis=-1), order, axis=-1)
   before = jnp.cumsum(probs, axis=-1) - probs  # mass of the strictly likelier tokens
   return jnp.take_along_axis(before >= top_p, jnp.argsort(order, axis=-1), axis=-1)
-
-
-def largest(policy, prompt, prompt_mask, row_ids, mesh, *, samples_per_prompt: int,
-            max_new_tokens: int, chunk: int, unroll: bool,
-            images: Images | None = None):
-  """Return the programs of `sample` at their largest, to be compiled ahead of time.
-
-  Args:
-    policy: shapes, dtypes and placements (jax.ShapeDtypeStruct) instead of arrays.
-    prompt: likewise, as are the next two; see `sample`.
-    prompt_mask: bool[B, P].
-    row_ids: i32[B].
-    mesh: where; in context.
-    samples_per_prompt: K.
-    max_new_tokens: N.
-    chunk: tokens between two compactions.
-    unroll: see `sample`.
-    images: likewise shapes.
-
-  Returns:
-    {'prefill', 'decode'}, functions without arguments that lower the program; and
-    what decoding carries in its longest cache: prompt and cache layers, as shapes.
-  """
-  whole = sharding.replicated(mesh)
-
-  def scalar(dtype, shape=()):
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=whole)
-
-  def place(x, *logical):
-    where = sharding.placement(x.shape, logical, mesh)
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
-
-  shape = (prompt.shape[0], samples_per_prompt, max_new_tokens)
-  statics = dict(pad_token=0, unroll=unroll, greedy=False, top_k=0, use_top_p=False)
-  choice = _Choice(scalar(jnp.float32), scalar(jnp.int32, (1,)), scalar(jnp.float32))
-  key = scalar(jax.eval_shape(jax.random.key, 0).dtype)
-  given = (policy, prompt, prompt_mask, key, row_ids, choice, images)
-
-  def start(capacity):
-    return functools.partial(_start, shape=shape, capacity=capacity, **statics)
-
-  rows, out = jax.eval_shape(start(max_new_tokens), *given)
-  rows = compaction.placed(rows, place)
-  rows = rows._replace(cache=rows.cache._replace(length=scalar(jnp.int32)))
-  out = tuple(place(x, 'batch', None, None) for x in out)
-  places = (np.zeros((shape[0], 1), np.int32), np.zeros((1, shape[1]), np.int32))
-  return {
-    'prefill': lambda: _start.lower(*given, shape=shape,
-                                    capacity=min(chunk, max_new_tokens), **statics),
-    'decode': lambda: _decode.lower(policy, rows, out, places, choice,
-                                    steps=min(chunk, max_new_tokens - 1), **statics),
-  }, (rows.prompt.layers, rows.cache.layers)
 
 
 def _check(prompt, samples_per_prompt, max_new_tokens, temperature, top_k, top_p,

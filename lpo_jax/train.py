@@ -26,6 +26,7 @@ from lpo_jax import (
   origin,
   phases,
   policy,
+  prepare,
   programs,
   rollout,
   suites,
@@ -78,18 +79,19 @@ class Run:
       best_metric=config.checkpoint.best_metric or None, every=config.checkpoint.every)
     with hosts.agreeing():
       build.start_task(config, self.parts.task)
-    self.compiles = 0
-    self.stop_asked = False
+    self.compiles, self.stop_asked = 0, False
     self.programs = programs.Programs(self.parts)
 
   def train(self) -> None:
     """Run to the end, from the newest checkpoint if there is one."""
     jax.monitoring.register_event_duration_secs_listener(self._count_compile)
-    signal.signal(signal.SIGTERM, self._ask_to_stop)
+    signal.signal(signal.SIGTERM, lambda *_: setattr(self, 'stop_asked', True))
     with jax.set_mesh(self.parts.mesh):
       restored = origin.resume(self.checkpoints, self.parts, self.programs)
       for message in self.checkpoints.messages:
         say(message)
+      self.prepared = prepare.begin(self.config, self.parts, self.programs, self.phases,
+                                    None if restored is None else restored[1])
       self.writer = metrics_lib.Writer(
         self.workdir, None if restored is None else restored[1],
         self.config.log.tensorboard) if hosts.first() else metrics_lib.Silence()
@@ -99,6 +101,7 @@ class Run:
       except Stopped as stopped:
         say(str(stopped))
       finally:
+        self.prepared.close()
         self.writer.close()
         self.close()
 
@@ -144,7 +147,8 @@ class Run:
 
   def _warm_start(self, params):
     """Return the policy after supervised steps on demonstrations."""
-    opt_state, step_fn = self.programs.warm_start(params)
+    init, step_fn, _ = self.programs.warm_start
+    opt_state = init(params)
     bar = tqdm.trange(self.config.warmstart.steps, desc='warm start', mininterval=2,
                       disable=not hosts.first())
     with self.phases('warmstart'):
@@ -153,7 +157,10 @@ class Run:
           raise Stopped('asked to stop during the warm start: nothing to save')
         batch = build.warmstart_batch(self.config, self.parts, step)
         batch = hosts.place(batch, self.parts.mesh)
+        self.prepared.wait('warm_start')
         params, opt_state, loss = step_fn(params, opt_state, batch)
+        if step == 0:
+          say(f'warm start: loss {float(jax.device_get(loss)):.3f} nats a token at first')
         if step % 50 == 49:
           bar.set_postfix(loss=f'{float(jax.device_get(loss)):.3f}')
       jax.block_until_ready(params)
@@ -163,6 +170,7 @@ class Run:
 
   def _iterate(self, state, step: int, pending: Pending | None, bar):
     """Run one iteration; write the one before while the device is busy."""
+    self.prepared.wait()
     with self.phases('step'):
       problems = build.training_problems(self.config, self.parts, step)
       groups, graded = rollout.collect(
@@ -221,6 +229,7 @@ class Run:
     """Return the validation numbers; `wide` takes `eval.final_samples`."""
     parts = self.parts
     measured = parts.evaluation if wide else parts.evaluation.narrow()
+    self.prepared.wait('sampler')
     with self.phases('eval'):
       found = evaluate.evaluate_sets(
         params, parts.eval_sets, parts.task, parts.tokenizer, self._key(EVALUATE),
@@ -232,8 +241,7 @@ class Run:
   def _save(self, state, step: int, numbers: dict, force: bool = False) -> None:
     with self.phases('save'):
       self.writer.sync()
-      kept = origin.stored(state, self.parts)
-      self.checkpoints.save(step, kept, numbers, force=force)
+      self.checkpoints.save(step, origin.stored(state, self.parts), numbers, force=force)
 
   def _look_inside(self, state, pending: Pending, problems, graded) -> None:
     """Measure the update's certificate and write a few groups to rollouts/."""
@@ -301,9 +309,6 @@ class Run:
 
   def _count_compile(self, event: str, duration: float, **_) -> None:
     self.compiles += event.endswith('backend_compile_duration')
-
-  def _ask_to_stop(self, *_) -> None:
-    self.stop_asked = True
 
 
 def _validation(numbers: dict) -> dict:

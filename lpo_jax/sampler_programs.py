@@ -1,0 +1,117 @@
+"""The sampler's programs compiled before they are called, from shapes alone.
+
+`largest` is for `--mode=compile`, which asks what fits; `compile_first` is for a run,
+which calls the very programs soon after: what is lowered here must equal what
+`sampler.sample` calls, placements included, or it is compiled a second time there.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from lpo_jax import compaction, sampler, sharding
+from lpo_jax.types import Images
+
+
+def largest(policy, prompt, prompt_mask, row_ids, mesh, *, samples_per_prompt: int,
+            max_new_tokens: int, chunk: int, unroll: bool,
+            images: Images | None = None):
+  """Return the programs of `sample` at their largest, to be compiled ahead of time.
+
+  Args:
+    policy: shapes, dtypes and placements (jax.ShapeDtypeStruct) instead of arrays.
+    prompt: likewise, as are the next two; see `sample`.
+    prompt_mask: bool[B, P].
+    row_ids: i32[B].
+    mesh: where; in context.
+    samples_per_prompt: K.
+    max_new_tokens: N.
+    chunk: tokens between two compactions.
+    unroll: see `sample`.
+    images: likewise shapes.
+
+  Returns:
+    {'prefill', 'decode'}, functions without arguments that lower the program; and
+    what decoding carries in its longest cache: prompt and cache layers, as shapes.
+  """
+  whole = sharding.replicated(mesh)
+
+  def scalar(dtype, shape=()):
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=whole)
+
+  def place(x, *logical):
+    where = sharding.placement(x.shape, logical, mesh)
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+
+  shape = (prompt.shape[0], samples_per_prompt, max_new_tokens)
+  statics = dict(pad_token=0, unroll=unroll, greedy=False, top_k=0, use_top_p=False)
+  choice = sampler.Choice(scalar(jnp.float32), scalar(jnp.int32, (1,)),
+                          scalar(jnp.float32))
+  key = scalar(jax.eval_shape(jax.random.key, 0).dtype)
+  given = (policy, prompt, prompt_mask, key, row_ids, choice, images)
+
+  def start(capacity):
+    return functools.partial(sampler.begin, shape=shape, capacity=capacity, **statics)
+
+  rows, out = jax.eval_shape(start(max_new_tokens), *given)
+  rows = compaction.placed(rows, place)
+  rows = rows._replace(cache=rows.cache._replace(length=scalar(jnp.int32)))
+  out = tuple(place(x, 'batch', None, None) for x in out)
+  places = sampler.places(*shape[:2])
+  return {
+    'prefill': lambda: sampler.begin.lower(
+      *given, shape=shape, capacity=min(chunk, max_new_tokens), **statics),
+    'decode': lambda: sampler.decode.lower(
+      policy, rows, out, places, choice, steps=min(chunk, max_new_tokens - 1),
+      **statics),
+  }, (rows.prompt.layers, rows.cache.layers)
+
+
+def compile_first(policy, prompt, prompt_mask, key, row_ids, *, samples_per_prompt: int,
+                  max_new_tokens: int, temperature: float, stop_tokens: tuple[int, ...],
+                  top_k: int, top_p: float, pad_token: int, chunk: int, unroll: bool):
+  """Compile what `sampler.sample` calls first: the prefill and the first chunk.
+
+  Later chunks, in a grown cache or of fewer rows, are compiled when they are reached.
+  Images and parts (`prompts_at_once`) are not looked after.
+
+  Args:
+    policy: shapes, dtypes and placements (jax.ShapeDtypeStruct) of pi_b.
+    prompt: i32[B, P], as `sample` gets it; so are the rest.
+    prompt_mask: bool[B, P].
+    key: a PRNG key, of any value.
+    row_ids: i32[B].
+    samples_per_prompt: K.
+    max_new_tokens: N.
+    temperature: see `sampler.sample`, as for what follows.
+    stop_tokens: end a response.
+    top_k: most likely tokens kept.
+    top_p: probability kept.
+    pad_token: fills responses.
+    chunk: tokens between two compactions.
+    unroll: layers.
+
+  Returns:
+    response, mask and log-probabilities [B, K, N], as shapes with the placement that
+    the compiler chose.
+  """
+  shape = (prompt.shape[0], samples_per_prompt, max_new_tokens)
+  choice, settings = sampler.choosing(temperature, stop_tokens, top_k, top_p)
+  settings |= dict(pad_token=pad_token, unroll=unroll)
+  begin = sampler.begin.lower(
+    policy, prompt, prompt_mask, key, row_ids, choice, None, shape=shape,
+    capacity=min(chunk, max_new_tokens), **settings)
+  rows, out = _placed(begin.out_info, begin.compile())
+  for steps, _ in sampler.capacities(max_new_tokens, chunk):
+    decode = sampler.decode.lower(policy, rows, out, sampler.places(*shape[:2]), choice,
+                                  steps=steps, **settings)
+    return _placed(decode.out_info, decode.compile())[1]
+  return out
+
+
+def _placed(info, compiled):
+  """Return what a program returns, as shapes with the compiler's placements."""
+  return jax.tree.map(
+    lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), info,
+    compiled.output_shardings)

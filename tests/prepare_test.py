@@ -1,0 +1,98 @@
+"""What is compiled in threads is what the run calls, and changes no number."""
+
+import jax
+import pytest
+
+from experiments import countdown
+from lpo_jax import build, phases, prepare, programs, rollout, train
+from lpo_jax import metrics as metrics_lib
+
+
+@pytest.fixture
+def config():
+  config = countdown.get_config('tiny')
+  config.num_steps = 2
+  config.log.tensorboard = False
+  return config
+
+
+def _first_step(config, compiled):
+  """Do what a run does first; return the names of the programs it compiled."""
+  found, began = [], []
+
+  def listen(event, _, fun_name='', **__):
+    if began and event.endswith('backend_compile_duration'):
+      found.append(fun_name)
+  parts = build.build(config)
+  made = programs.Programs(parts)
+  clock = phases.Phases(None)
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  with jax.set_mesh(parts.mesh):
+    if compiled:
+      under_way = prepare.begin(config, parts, made, clock, None)
+      under_way.wait()
+      under_way.close()
+    params = made.fresh_params(jax.random.key(0))
+    init, step, _ = made.warm_start
+    opt_state = init(params)
+    began.append(True)
+    batch = rollout.hosts.place(build.warmstart_batch(config, parts, 0), parts.mesh)
+    params, _, _ = step(params, opt_state, batch)
+    state = made.state_of(params, jax.random.key(1))
+    problems = build.training_problems(config, parts, 1)
+    groups, _ = rollout.collect(
+      state.params, problems, jax.random.fold_in(jax.random.key(2), 1), parts.task,
+      parts.tokenizer, parts.sampling, parts.mesh, clock)
+    state, _ = made.update(state, groups)
+    made.certify(state.params, state.step - 1, groups)
+  began.clear()
+  return found
+
+
+@pytest.mark.parametrize('mesh', [(1, 1, 1), (2, 2, 2)])
+def test_what_was_compiled_in_threads_is_found_when_it_is_called(config, mesh):
+  config.mesh.shape = mesh
+  mine = {'jit(step)', 'jit(begin)', 'jit(decode)', 'jit(update)', 'jit(certify)'}
+  assert mine <= set(_first_step(config, False))
+  assert not mine & set(_first_step(config, True))
+
+
+def test_a_run_is_the_same_where_nothing_is_compiled_in_threads(
+    config, tmp_path, monkeypatch):
+  train.Run(config, str(tmp_path / 'ahead')).train()
+  monkeypatch.setattr(prepare, 'begin',
+                      lambda *args: prepare.Prepared(phases.Phases(None)))
+  train.Run(config, str(tmp_path / 'plain')).train()
+  rows = [[{name: value for name, value in row.items()
+            if not name.startswith(('timing_s/', 'perf/'))}
+           for row in metrics_lib.read(str(tmp_path / name))]
+          for name in ('ahead', 'plain')]
+  assert rows[0] == rows[1]
+
+
+def test_what_a_job_raised_is_raised_by_the_wait():
+  found = prepare.Prepared(phases.Phases(None))
+  found.add('sampler', lambda: 1 / 0)
+  found.add('update', lambda made: made, 'sampler')
+  with pytest.raises(ZeroDivisionError):
+    found.wait('update')
+  found.wait('warm_start')  # there is none
+  found.close()
+
+
+@pytest.mark.parametrize('resumed, steps, names', [
+  (None, 2, ['warm_start', 'sampler', 'update', 'certify']),
+  (None, 0, ['warm_start', 'sampler']),
+  (1, 2, ['sampler', 'update', 'certify']),
+  (2, 2, ['sampler']),
+])
+def test_only_what_will_be_called_is_compiled(config, monkeypatch, resumed, steps,
+                                              names):
+  added = []
+  monkeypatch.setattr(prepare.Prepared, 'add',
+                      lambda self, name, *_: added.append(name))
+  config.num_steps = steps
+  parts = build.build(config)
+  prepare.begin(config, parts, programs.Programs(parts), phases.Phases(None),
+                resumed).close()
+  assert added == names
