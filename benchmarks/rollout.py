@@ -19,10 +19,10 @@ def main() -> None:
   args = timing.parser(__doc__, {
     'chunk': ('32,64,128', 'tokens between two growths of our cache'),
     'cache': ('dynamic,static', 'key-value cache of generate')}).parse_args()
-  policy = shapes.policy_config()
-  fields = dataclasses.asdict(policy)
 
-  def contest(shape: shapes.Shape):
+  def contest(name: str):
+    shape, policy = shapes.SHAPES[name], shapes.policy_config(name)
+    fields = dataclasses.asdict(policy)
     batch, samples, width, new = shape
     rows = batch * samples
     decode = shapes.forward_flops(policy, rows, width, new - 1, new - 1)
@@ -49,7 +49,7 @@ def ours(shape: shapes.Shape, fields: dict, chunk: int):
   from lpo_jax import sampler
 
   _, samples, _, new = shape
-  config = policies.PolicyConfig(**fields)
+  config = shapes.our_config(fields, new)
   policy = jax.jit(lambda key: policies.Policy(config, key))(jax.random.key(0))
   prompt, _ = shapes.batch(shape, config.vocab_size)
   mask = np.ones(prompt.shape, bool)
@@ -58,7 +58,8 @@ def ours(shape: shapes.Shape, fields: dict, chunk: int):
   def once():
     return jax.block_until_ready(sampler.sample(
       policy, prompt, mask, jax.random.key(next(seeds)), samples_per_prompt=samples,
-      max_new_tokens=new, chunk=chunk))
+      max_new_tokens=new, chunk=chunk,
+      unroll=config.unroll))
 
   def check(rollouts):
     assert rollouts.response_mask.shape == (*shape[:2], new)
@@ -75,15 +76,19 @@ def theirs(shape: shapes.Shape, fields: dict, cache: str):
   batch, samples, width, new = shape
   policy = shapes.torch_policy(fields, longest=width + new).eval()
   prompt = torch.from_numpy(shapes.batch(shape, fields['vocab_size'])[0]).long()
+  prompt = prompt.to(policy.device)
   static = {'cache_implementation': 'static'} if cache == 'static' else {}
 
   def once():
     with torch.inference_mode():
-      return policy.generate(
+      found = policy.generate(
         input_ids=prompt, attention_mask=torch.ones_like(prompt), do_sample=True,
         temperature=1.0, top_p=1.0, top_k=0, repetition_penalty=1.0,
         num_return_sequences=samples, max_new_tokens=new, eos_token_id=None,
         pad_token_id=0, disable_compile=True, **static)
+    if policy.device.type == 'cuda':
+      torch.cuda.synchronize()
+    return found
 
   def check(sequences):
     assert sequences.shape == (batch * samples, width + new), sequences.shape

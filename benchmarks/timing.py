@@ -1,9 +1,9 @@
 """Two sides of one job on one machine: who does what, when, and how fast.
 
 Every entry lives in a process of its own, loaded once, so that its peak memory is its
-own and nothing is shared but the cores. Repetitions alternate, each begins when the
-machine is quiet, and the median counts. Speeds stand beside the machine's float32
-matmul peak, measured between the same repetitions.
+own and nothing is shared but the device. Repetitions alternate, each begins when the
+machine is quiet, and the median counts. Speeds stand beside the device's matmul peak in
+the shape's type, measured between the same repetitions.
 """
 
 import argparse
@@ -13,19 +13,23 @@ import importlib.util
 import json
 import multiprocessing
 import os
+import pathlib
 import platform
 import resource
+import socket
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing import connection
 from typing import NamedTuple
 
 from benchmarks import shapes
 
 QUIET_CORES = 0.15  # busy cores below which the machine is quiet
 DISTURBED_CORES = 0.25  # cores used by others above which a table says so
-MATMUL_SIZE, MATMULS = 2048, 8
+MATMULS, MATMUL_SIZE = 8, {'cpu': 2048, 'cuda': 8192, 'tpu': 8192}
 OURS = 'lpo_jax'
 
 
@@ -38,6 +42,8 @@ class Entry:
   build: Callable  # a module's function: args -> (do it once, check what it returned)
   args: tuple
   flops: float  # of doing it once
+  python: str = ''  # interpreter that has what a peer needs; '' for this one
+  platform: str = 'cpu'  # of JAX: cpu, cuda, tpu
 
 
 class Repetition(NamedTuple):
@@ -54,12 +60,7 @@ class Runner:
   def __init__(self, entry: Entry):
     """Start the process, load the entry and run it once, so that all is compiled."""
     self.entry, self.repetitions = entry, []
-    context = multiprocessing.get_context('spawn')
-    self._pipe, theirs = context.Pipe()
-    self._process = context.Process(
-      target=_serve, args=(theirs, entry.side, entry.build, entry.args), daemon=True)
-    self._process.start()
-    theirs.close()
+    self._pipe, self._wait = _spawn(entry)
     self._run()
 
   def repeat(self, quiet_s: float) -> float:
@@ -71,10 +72,10 @@ class Runner:
   def close(self) -> None:
     """End the process."""
     self._pipe.close()
-    self._process.join()
+    self._wait()
 
   def _run(self) -> Repetition:
-    before = _busy_seconds()
+    before = busy_seconds()
     try:
       self._pipe.send('run')
       seconds, own, busy, peak_mib = self._pipe.recv()
@@ -84,14 +85,47 @@ class Runner:
     return Repetition(seconds, max(0.0, (busy - before - own) / seconds), peak_mib)
 
 
-def _serve(pipe, side, build, args) -> None:
+def _spawn(entry: Entry):
+  """Start an entry's process; return our end of its pipe and what waits for its end."""
+  if not entry.python:
+    context = multiprocessing.get_context('spawn')
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(theirs, entry), daemon=True)
+    process.start()
+    theirs.close()
+    return ours, process.join
+  ours, theirs = socket.socketpair()
+  root = str(pathlib.Path(__file__).parents[1])
+  process = subprocess.Popen(
+    [entry.python, '-c',
+     f'from benchmarks import timing; timing.serve({theirs.fileno()})'],
+    pass_fds=[theirs.fileno()], env=os.environ | {'PYTHONPATH': root},
+    stdout=sys.stderr)
+  theirs.close()
+  pipe = connection.Connection(ours.detach())
+  try:
+    pipe.send(entry)
+  except OSError:
+    raise SystemExit(f'{entry.side}: {entry.python} did not start: see above') from None
+  return pipe, process.wait
+
+
+def serve(file: int) -> None:
+  """Serve the entry that comes first through a socket: a peer's own interpreter."""
+  pipe = connection.Connection(file)
+  _serve(pipe, pipe.recv())
+  os._exit(0)  # a peer's loop may wait in a thread for a step that will not come
+
+
+def _serve(pipe, entry: Entry) -> None:
   """Do the job once for every message, until the pipe closes."""
-  os.environ['JAX_PLATFORMS'] = 'cpu'  # both sides on the same cores
-  if side == OURS:
+  os.environ['JAX_PLATFORMS'] = entry.platform  # all sides on the same device
+  os.environ['XLA_PYTHON_CLIENT_PREALLOCATE'] = 'false'  # which they share
+  if entry.side == OURS:
     from lpo_jax import allocator
 
     allocator.keep_freed_memory()  # as `lpo_jax.main` does
-  once, check = build(*args)
+  once, check = entry.build(*entry.args)
   while True:
     try:
       pipe.recv()
@@ -100,13 +134,13 @@ def _serve(pipe, side, build, args) -> None:
     own, start = time.process_time(), time.perf_counter()
     result = once()
     seconds, own = time.perf_counter() - start, time.process_time() - own
-    busy = _busy_seconds()
+    busy = busy_seconds()
     check(result)
     kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     pipe.send((seconds, own, busy, kib / 1024))
 
 
-def _busy_seconds() -> float:
+def busy_seconds() -> float:
   """Return the CPU seconds all processes have used; 0 where Linux does not say."""
   if not os.path.exists('/proc/stat'):
     return 0.0
@@ -119,32 +153,40 @@ def wait_until_quiet(limit_s: float) -> None:
   """Return after 0.4 s in which hardly anything ran, or after `limit_s`."""
   deadline, calm = time.perf_counter() + limit_s, 0
   while calm < 2 and time.perf_counter() < deadline:
-    busy, start = _busy_seconds(), time.perf_counter()
+    busy, start = busy_seconds(), time.perf_counter()
     time.sleep(0.2)
-    cores = (_busy_seconds() - busy) / (time.perf_counter() - start)
+    cores = (busy_seconds() - busy) / (time.perf_counter() - start)
     calm = calm + 1 if cores < QUIET_CORES else 0
 
 
-def _matmul():
-  """Build the peak: square float32 matmuls in JAX."""
+def matmuls(dtype: str, platform: str):
+  """Build the peak: square matmuls in JAX."""
   import jax
   import jax.numpy as jnp
 
-  x = jnp.ones((MATMUL_SIZE, MATMUL_SIZE), jnp.float32)
+  x = jnp.ones((MATMUL_SIZE[platform], MATMUL_SIZE[platform]), dtype)
   multiply = jax.jit(jnp.matmul)
   return (lambda: jax.block_until_ready([multiply(x, x) for _ in range(MATMULS)]),
           lambda results: None)
 
 
-def parser(description: str, settings: dict) -> argparse.ArgumentParser:
+def matmul_flops(platform: str) -> float:
+  """Return the operations of doing `matmuls` once."""
+  return 2.0 * MATMULS * MATMUL_SIZE[platform]**3
+
+
+def parser(description: str, settings: dict,
+           shape: str = 'W1,W2') -> argparse.ArgumentParser:
   """Return the flags of every benchmark, and of `settings`: name -> default, help."""
   found = argparse.ArgumentParser(
     description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-  found.add_argument('--shape', default='W1,W2',
+  found.add_argument('--shape', default=shape,
                      help=f'some of {", ".join(shapes.SHAPES)}')
   found.add_argument('--reps', type=int, default=5, help='timed repetitions')
   found.add_argument('--quiet_s', type=float, default=60.0,
                      help='longest wait for a quiet machine before a repetition')
+  found.add_argument('--platform', default='cpu', choices=list(MATMUL_SIZE),
+                     help='of JAX')
   found.add_argument('--json', default='', help='file for every number')
   for name, (default, meaning) in settings.items():
     found.add_argument(f'--{name}', default=default,
@@ -152,38 +194,66 @@ def parser(description: str, settings: dict) -> argparse.ArgumentParser:
   return found
 
 
-def run(job: str, args,
-        contest: Callable[[shapes.Shape], tuple[int, list[Entry]]]) -> None:
+def run(job: str, args, contest: Callable[[str], tuple[int, list[Entry]]],
+        **more) -> None:
   """Time a job at every shape asked for; print the table, write the JSON.
 
   Args:
     job: its name.
     args: from `parser`.
-    contest: shape -> tokens that doing it once counts for, and the entries. Of each
-      side the fastest entry, in two trial runs, is timed.
+    contest: name of a shape -> tokens that doing it once counts for, and the entries.
+      Of each side the fastest entry, in two trial runs, is timed.
+    **more: what else belongs into the JSON.
   """
-  names = args.shape.split(',')
-  if unknown := set(names) - set(shapes.SHAPES):
-    raise SystemExit(f'--shape={",".join(sorted(unknown))}: choose from '
-                     f'{", ".join(shapes.SHAPES)}')
-  if args.reps < 1:
-    raise SystemExit(f'--reps={args.reps}: must be at least 1')
+  names = names_of(args)
   with_torch = importlib.util.find_spec('torch') is not None
   if not with_torch:
     print('torch is not installed, so only lpo_jax is timed; to compare, '
           'pip install torch', file=sys.stderr)
   rows = []
   for name in names:
-    tokens, entries = contest(shapes.SHAPES[name])
-    entries = [entry for entry in entries if with_torch or entry.side == OURS]
+    tokens, entries = contest(name)
+    entries = [dataclasses.replace(entry, platform=args.platform) for entry in entries
+               if with_torch or entry.side == OURS or entry.python]
     rows += _time(name, tokens, entries, args.reps, args.quiet_s)
-  print(_table(job, rows))
-  if args.json:
-    packages = ('jax', 'transformers', *(('torch',) if with_torch else ()))
-    versions = {package: importlib.metadata.version(package) for package in packages}
-    with open(args.json, 'w') as file:
-      json.dump({'job': job, 'cores': os.cpu_count(), 'machine': platform.machine(),
-                 'versions': versions, 'rows': rows}, file, indent=2)
+  print(table(job, rows), footer(args, rows), sep='\n')
+  write(args, job, rows, **more)
+
+
+def write(args, job: str, rows: list[dict], **more) -> None:
+  """Write every number to the file of --json, with what it was measured on."""
+  if not args.json:
+    return
+  versions = {package: importlib.metadata.version(package)
+              for package in ('jax', 'transformers', 'torch')
+              if importlib.util.find_spec(package)}
+  found = {
+    'job': job, 'cores': os.cpu_count(), 'machine': platform.machine(),
+    'processor': processor(), 'platform': args.platform, 'versions': versions,
+    'measured': time.strftime('%Y-%m-%d', time.gmtime()), 'reps': args.reps,
+    'quiet_s': args.quiet_s, **more, 'rows': rows}
+  with open(args.json, 'w') as file:
+    json.dump(found, file, indent=2)
+    file.write('\n')
+
+
+def processor() -> str:
+  """Return what Linux calls the processor; '' where it does not say."""
+  path = pathlib.Path('/proc/cpuinfo')
+  lines = path.read_text().splitlines() if path.exists() else []
+  return next((line.split(':', 1)[1].strip() for line in lines
+               if line.startswith('model name')), '')
+
+
+def names_of(args) -> list[str]:
+  """Return the shapes asked for; end the program where the flags make no sense."""
+  names = args.shape.split(',')
+  if unknown := set(names) - set(shapes.SHAPES):
+    raise SystemExit(f'--shape={",".join(sorted(unknown))}: choose from '
+                     f'{", ".join(shapes.SHAPES)}')
+  if args.reps < 1:
+    raise SystemExit(f'--reps={args.reps}: must be at least 1')
+  return names
 
 
 def _time(shape: str, tokens: int, entries: list[Entry], reps: int, quiet_s: float):
@@ -192,8 +262,10 @@ def _time(shape: str, tokens: int, entries: list[Entry], reps: int, quiet_s: flo
   for entry in entries:
     sides.setdefault(entry.side, []).append(entry)
   runners = [_fastest(side, quiet_s) for side in sides.values()]
-  flops = 2 * MATMULS * MATMUL_SIZE**3
-  peak = Runner(Entry('matmul', 'float32', _matmul, (), flops))
+  dtype, platform = shapes.policy_config(shape).dtype, runners[0].entry.platform
+  flops = matmul_flops(platform)
+  peak = Runner(Entry('matmul', dtype, matmuls, (dtype, platform), flops,
+                      platform=platform))
   for rep in range(reps):
     for runner in [*runners, peak][::-1 if rep % 2 else 1]:
       runner.repeat(quiet_s)
@@ -231,20 +303,26 @@ def _fastest(entries: list[Entry], quiet_s: float) -> Runner:
   return runners[0]
 
 
-def _table(job: str, rows: list[dict]) -> str:
-  """Return the rows as Markdown."""
-  lines = [f'| shape | {job} by | setting | tokens/s | ours / theirs | share of matmul '
-           'peak | peak memory, MiB |', '|---|---|---|---:|---:|---:|---:|']
+def table(job: str, rows: list[dict]) -> str:
+  """Return the rows of `run` as Markdown."""
+  lines = [f'| shape | {job} by | setting | seconds | tokens/s | ours / theirs | share '
+           'of matmul peak | peak memory, MiB |',
+           '|---|---|---|---:|---:|---:|---:|---:|']
   for row in rows:
-    ratio = [f'{value:.2f}' for key, value in row.items() if key.startswith('over ')]
+    ratio = [f'{key.removeprefix("over ")}: {value:.2f}' for key, value in row.items()
+             if key.startswith('over ')]
     lines.append(
-      f'| {row["shape"]} | {row["side"]} | {row["setting"]} | '
-      f'{row["tokens_per_s"]:.0f} | {"".join(ratio)} | {row["share_of_peak"]:.0%} of '
+      f'| {row["shape"]} | {row["side"]} | {row["setting"]} | {row["seconds"]:.3f} | '
+      f'{row["tokens_per_s"]:.0f} | {", ".join(ratio)} | {row["share_of_peak"]:.0%} of '
       f'{row["matmul_peak_gflops_per_s"]:.0f} GFLOP/s | {row["peak_memory_mib"]:.0f} |')
-  lines += ['', f'Median of {len(rows[0]["runs_s"])} alternating repetitions, '
-            f'{os.cpu_count()} cores, float32.']
+  return '\n'.join(lines)
+
+
+def footer(args, rows: list[dict]) -> str:
+  """Return how it was measured, and whether other processes disturbed it."""
+  text = f'\nMedian of {args.reps} alternating repetitions, {os.cpu_count()} cores.'
   others = max(row['others_cores'] for row in rows)
   if others > DISTURBED_CORES:
-    lines.append(f'Disturbed: other processes used up to {others:.1f} cores during a '
-                 'repetition; measure again on an idle machine.')
-  return '\n'.join(lines)
+    text += (f'\nDisturbed: other processes used up to {others:.1f} cores during a '
+             'repetition; measure again on an idle machine.')
+  return text

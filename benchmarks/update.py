@@ -16,6 +16,7 @@ from benchmarks import shapes, timing
 LEARNING_RATE = 1e-4
 TOKEN_CLIP = 0.2
 CLIP_NORM = 1.0
+LARGE_VOCABULARY, LOGPROB_CHUNK = 4096, 128  # from here on, so many logits at once
 
 
 def main() -> None:
@@ -23,10 +24,10 @@ def main() -> None:
   args = timing.parser(__doc__, {
     'micro_prompts': ('1,2', 'groups to a microbatch of ours'),
     'torch_micro': ('4,8,16', 'sequences to a microbatch of torch')}).parse_args()
-  policy = shapes.policy_config()
-  fields = dataclasses.asdict(policy)
 
-  def contest(shape: shapes.Shape):
+  def contest(name: str):
+    shape, policy = shapes.SHAPES[name], shapes.policy_config(name)
+    fields = dataclasses.asdict(policy)
     batch, samples, width, new = shape
     rows = batch * samples
     shared = (shapes.forward_flops(policy, batch, 0, width, 0)
@@ -34,16 +35,16 @@ def main() -> None:
     whole = shapes.forward_flops(policy, rows, 0, width + new, new + 1)
     entries = [
       timing.Entry(timing.OURS, f'micro_prompts={micro}', ours, (shape, fields, micro),
-                   3 * shared) for micro in _divisors(args.micro_prompts, batch)]
+                   3 * shared) for micro in divisors(args.micro_prompts, batch)]
     entries += [
       timing.Entry('torch', f'{micro} sequences', theirs, (shape, fields, micro),
-                   3 * whole) for micro in _divisors(args.torch_micro, rows)]
+                   3 * whole) for micro in divisors(args.torch_micro, rows)]
     return rows * (width + new), entries
 
   timing.run('update', args, contest)
 
 
-def _divisors(values: str, whole: int) -> list[int]:
+def divisors(values: str, whole: int) -> list[int]:
   """Return the values that divide `whole`, at least 1 of them."""
   found = [int(value) for value in values.split(',') if whole % int(value) == 0]
   if not found:
@@ -51,38 +52,62 @@ def _divisors(values: str, whole: int) -> list[int]:
   return found
 
 
-def ours(shape: shapes.Shape, fields: dict, micro_prompts: int):
-  """Build our update; each side is imported in its own process only."""
+def program(shape: shapes.Shape, fields: dict, micro_prompts: int):
+  """Return our update, as `train` compiles it, and a fresh TrainState.
+
+  Args:
+    shape: of the batch.
+    fields: of the PolicyConfig.
+    micro_prompts: groups to a microbatch.
+  """
   import jax
   import jax.numpy as jnp
-  import numpy as np
 
   from lpo_jax import microbatch, objective, optimizer, types, update
   from lpo_jax import policy as policies
 
-  batch, samples, _, _ = shape
-  config = policies.PolicyConfig(**fields)
+  config = shapes.our_config(fields, shape.new_tokens)
+  chunk = LOGPROB_CHUNK if config.vocab_size > LARGE_VOCABULARY else 0
   settings = optimizer.OptimizerConfig(learning_rate=LEARNING_RATE, clip_norm=CLIP_NORM)
   transform = optimizer.build(settings)
   step = jax.jit(update.make_update(
     objective.build(objective.ObjectiveConfig('lpo_fwd', token_clip=TOKEN_CLIP),
-                    samples),
+                    shape.samples),
     transform, optimizer.schedule(settings),
-    microbatch.UpdateConfig(micro_prompts=micro_prompts)), donate_argnums=0)
-  prompt, response = shapes.batch(shape, config.vocab_size)
-  rewards = np.random.default_rng(2).integers(0, 2, (batch, samples))
-  groups = jax.device_put(types.Groups(
+    microbatch.UpdateConfig(micro_prompts=micro_prompts, logprob_chunk=chunk)),
+    donate_argnums=0)
+  params = jax.jit(lambda key: policies.Policy(config, key))(jax.random.key(0))
+  return step, types.TrainState(jnp.int32(0), params, transform.init(params),
+                                jnp.int32(0))
+
+
+def groups(shape: shapes.Shape, vocab_size: int):
+  """Return random verified rollouts on the device."""
+  import jax
+  import numpy as np
+
+  from lpo_jax import types
+
+  prompt, response = shapes.batch(shape, vocab_size)
+  rewards = np.random.default_rng(2).integers(0, 2, response.shape[:2])
+  return jax.device_put(types.Groups(
     types.Rollouts(prompt, np.ones(prompt.shape, bool), response,
                    np.ones(response.shape, bool),
                    np.zeros(response.shape, np.float32)),
     rewards.astype(np.float32), np.zeros(rewards.shape, np.float32),
-    np.ones(batch, bool)))
-  params = jax.jit(lambda key: policies.Policy(config, key))(jax.random.key(0))
-  state = types.TrainState(jnp.int32(0), params, transform.init(params), jnp.int32(0))
+    np.ones(len(prompt), bool)))
+
+
+def ours(shape: shapes.Shape, fields: dict, micro_prompts: int):
+  """Build our update; each side is imported in its own process only."""
+  import jax
+
+  batch = groups(shape, fields['vocab_size'])
+  step, state = program(shape, fields, micro_prompts)
 
   def once():
     nonlocal state
-    state, metrics = jax.block_until_ready(step(state, groups))
+    state, metrics = jax.block_until_ready(step(state, batch))
     return metrics
 
   def check(metrics):
@@ -102,8 +127,9 @@ def theirs(shape: shapes.Shape, fields: dict, micro: int):
   optimizer = torch.optim.AdamW(policy.parameters(), lr=LEARNING_RATE, fused=True)
   prompt, response = map(torch.from_numpy, shapes.batch(shape, fields['vocab_size']))
   sequences = torch.cat([prompt.repeat_interleave(samples, 0),
-                         response.reshape(rows, new)], 1).long()
+                         response.reshape(rows, new)], 1).long().to(policy.device)
   advantages = torch.randn(rows, 1, generator=torch.Generator().manual_seed(2))
+  advantages = advantages.to(policy.device)
 
   def once():
     optimizer.zero_grad(set_to_none=True)
@@ -117,9 +143,11 @@ def theirs(shape: shapes.Shape, fields: dict, micro: int):
       clipped = ratio.clamp(1 - TOKEN_CLIP, 1 + TOKEN_CLIP)
       loss = -torch.minimum(ratio * advantage, clipped * advantage).mean()
       (loss * (micro / rows)).backward()
-      total += loss.detach()
+      total = total + loss.detach()
     torch.nn.utils.clip_grad_norm_(policy.parameters(), CLIP_NORM)
     optimizer.step()
+    if policy.device.type == 'cuda':
+      torch.cuda.synchronize()
     return logprobs, total
 
   def check(result):

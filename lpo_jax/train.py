@@ -88,13 +88,12 @@ class Run:
     signal.signal(signal.SIGTERM, lambda *_: setattr(self, 'stop_asked', True))
     with jax.set_mesh(self.parts.mesh):
       restored = origin.resume(self.checkpoints, self.parts, self.programs)
-      for message in self.checkpoints.messages:
-        say(message)
+      say(*self.checkpoints.messages)
+      step = None if restored is None else restored[1]
       self.prepared = prepare.begin(self.config, self.parts, self.programs, self.phases,
-                                    None if restored is None else restored[1])
-      self.writer = metrics_lib.Writer(
-        self.workdir, None if restored is None else restored[1],
-        self.config.log.tensorboard) if hosts.first() else metrics_lib.Silence()
+                                    step)
+      self.writer = metrics_lib.Writer(self.workdir, step, self.config.log.tensorboard
+                                       ) if hosts.first() else metrics_lib.Silence()
       workdirs.write_config(self.workdir, self.plain_config)
       try:
         self._train(restored)
@@ -151,16 +150,16 @@ class Run:
     opt_state = init(params)
     bar = tqdm.trange(self.config.warmstart.steps, desc='warm start', mininterval=2,
                       disable=not hosts.first())
+    self.prepared.wait('warm_start')
     with self.phases('warmstart'):
       for step in bar:
         if hosts.anywhere(self.stop_asked):
           raise Stopped('asked to stop during the warm start: nothing to save')
-        batch = build.warmstart_batch(self.config, self.parts, step)
-        batch = hosts.place(batch, self.parts.mesh)
-        self.prepared.wait('warm_start')
+        batch = hosts.place(build.warmstart_batch(self.config, self.parts, step),
+                            self.parts.mesh)
         params, opt_state, loss = step_fn(params, opt_state, batch)
         if step == 0:
-          say(f'warm start: loss {float(jax.device_get(loss)):.3f} nats a token at first')
+          say(f'warm start: first loss {float(jax.device_get(loss)):.3f} nats a token')
         if step % 50 == 49:
           bar.set_postfix(loss=f'{float(jax.device_get(loss)):.3f}')
       jax.block_until_ready(params)
@@ -228,12 +227,12 @@ class Run:
   def _evaluate(self, params, step: int, wide: bool) -> dict[str, float]:
     """Return the validation numbers; `wide` takes `eval.final_samples`."""
     parts = self.parts
-    measured = parts.evaluation if wide else parts.evaluation.narrow()
     self.prepared.wait('sampler')
     with self.phases('eval'):
       found = evaluate.evaluate_sets(
         params, parts.eval_sets, parts.task, parts.tokenizer, self._key(EVALUATE),
-        parts.eval_sampling, measured, parts.mesh)
+        parts.eval_sampling, parts.evaluation if wide else parts.evaluation.narrow(),
+        parts.mesh)
     for line in suites.headlines(found, parts):
       say(f'step {step}: {line}')
     return suites.flat(found)
@@ -241,7 +240,8 @@ class Run:
   def _save(self, state, step: int, numbers: dict, force: bool = False) -> None:
     with self.phases('save'):
       self.writer.sync()
-      self.checkpoints.save(step, origin.stored(state, self.parts), numbers, force=force)
+      kept = origin.stored(state, self.parts)
+      self.checkpoints.save(step, kept, numbers, force=force)
 
   def _look_inside(self, state, pending: Pending, problems, graded) -> None:
     """Measure the update's certificate and write a few groups to rollouts/."""
@@ -265,14 +265,13 @@ class Run:
 
   def _finish(self) -> None:
     """Write the summary and the curves."""
-    if not hosts.first():
-      return
-    rows = metrics_lib.read(self.workdir)
-    self._summarise(self.config.num_steps, rows[-1], first=_validation(rows[0]),
-                    total_tokens=self.tokens)
-    self.writer.sync()
-    curves.of_run(self.workdir)
-    say(f'done: {self.workdir}/summary.json, curves.png')
+    if hosts.first():
+      rows = metrics_lib.read(self.workdir)
+      self._summarise(self.config.num_steps, rows[-1], first=_validation(rows[0]),
+                      total_tokens=self.tokens)
+      self.writer.sync()
+      curves.of_run(self.workdir)
+      say(f'done: {self.workdir}/summary.json, curves.png')
 
   def _summarise(self, step: int, numbers: dict, **more) -> None:
     workdirs.write_summary(self.workdir, {
@@ -315,7 +314,7 @@ def _validation(numbers: dict) -> dict:
   return {name: value for name, value in numbers.items() if name.startswith('val/')}
 
 
-def say(text: str) -> None:
+def say(*lines: str) -> None:
   """Tell the user, beside the progress bar, once for all processes."""
-  if hosts.first():
-    tqdm.tqdm.write(text, file=sys.stderr)
+  for line in lines if hosts.first() else ():
+    tqdm.tqdm.write(line, file=sys.stderr)
