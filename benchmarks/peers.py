@@ -33,7 +33,7 @@ class Turns:
 
   def once(self):
     """Let one step go; return what it ended with."""
-    if not self._thread.is_alive():
+    if self._thread.ident is None:
       self._thread.start()
     self._go.release()
     found = self._done.get()

@@ -1,0 +1,118 @@
+"""The benchmarks run from end to end at a tiny shape; speeds are never asserted."""
+
+import json
+import sys
+
+import pytest
+
+from benchmarks import (
+  peers,
+  performance,
+  roofline,
+  scaling,
+  shapes,
+  startup,
+  step,
+  timing,
+)
+
+TINY = ['--shape=tiny', '--quiet_s=0', '--reps=1']
+
+
+def _run(monkeypatch, module, path, *flags):
+  monkeypatch.setattr(sys, 'argv', [module.__name__, *TINY, f'--json={path}', *flags])
+  module.main()
+  return json.loads(path.read_text())
+
+
+def test_a_step_is_timed_and_absent_peers_are_named(monkeypatch, tmp_path, capsys):
+  found = _run(monkeypatch, step, tmp_path / 'step.json', '--micro_prompts=2',
+               '--chunk=16')
+  assert found['absent'] == ['trl', 'tunix']
+  row, = found['rows']
+  assert row['tokens'] == 2 * 4 * 16 and row['tokens_per_s'] > 0
+  said = capsys.readouterr()
+  assert 'tunix is absent: name its interpreter with --tunix_python' in said.err
+  page = performance.document(performance.read(tmp_path))
+  assert timing.table('step', found['rows']) in page and timing.table(
+    'step', found['rows']) in said.out
+  assert 'not compared: trl, tunix' in page
+  assert 'benchmarks.step --shape=W1' not in page and 'benchmarks.update' in page
+
+
+def test_a_phase_takes_its_share_of_measured_peaks(monkeypatch, tmp_path):
+  found = _run(monkeypatch, roofline, tmp_path / 'roofline.json', '--chunk=16')
+  rows = {row['phase']: row for row in found['rows']}
+  assert set(rows) == {'prefill', 'decode', 'update'}
+  for row in rows.values():
+    share = row['gflops_per_s'] / row['matmul_peak_gflops_per_s']
+    assert row['share_of_matmul'] == pytest.approx(share)
+    assert row['share_of_bound'] == pytest.approx(
+      max(row['share_of_matmul'], row['share_of_copy']))
+
+
+def test_a_step_splits_over_forced_devices_and_pods_are_predicted(
+    monkeypatch, tmp_path):
+  found = _run(monkeypatch, scaling, tmp_path / 'scaling.json', '--vary=devices',
+               '--devices=2', '--chunk=16')
+  row, = found['rows']
+  assert (row['size'], row['value'], row['tokens']) == ('devices', 2, 128)
+  pods = {(row['policy'], row['machine']): row for row in found['predicted']}
+  assert pods['qwen3_4b', 'v5p_64']['devices'] == 64
+  for row in pods.values():
+    assert row['tokens_per_s'] * row['seconds'] == pytest.approx(128 * 8 * 1024)
+  assert 'v5p_64' in performance.document(performance.read(tmp_path))
+
+
+def test_a_run_says_when_it_takes_its_first_steps(tmp_path):
+  environment = dict(startup.os.environ, JAX_PLATFORMS='cpu')
+  found = startup._run('experiments/countdown.py:tiny', tmp_path, environment)
+  gradient, iteration = found['gradient'], found['step']
+  assert 0 < gradient[0] < iteration[0] and 0 < iteration[1] < iteration[0]
+
+
+def test_an_entry_runs_in_an_interpreter_of_its_own():
+  entry = timing.Entry('matmul', '', timing.matmuls, ('float32', 'cpu'), 1.0,
+                       python=sys.executable)
+  runner = timing.Runner(entry)
+  assert runner.repeat(0) > 0
+  runner.close()
+
+
+def test_a_loop_does_one_step_when_it_is_told_to():
+  done = []
+
+  def loop():
+    for number in range(2):
+      turns.begin()
+      done.append(number)
+      turns.end(number)
+  turns = peers.Turns(loop)
+  assert turns.once() == 0 and done == [0]
+  assert turns.once() == 1 and done == [0, 1]
+  with pytest.raises(RuntimeError, match='the loop ended'):
+    turns.once()
+
+
+def test_words_are_read_back_and_nothing_ends_a_response():
+  words = shapes.Words(13)
+  assert words.encode(words.decode([5, 12, 0])) == [5, 12, 0]
+  assert words.stop_tokens == () and words.pad_id == 0 == words.pad_id()
+  texts = shapes.prompts(shapes.SHAPES['tiny'], 13)
+  assert [len(words.encode(text)) for text in texts] == [8, 8]
+
+
+def test_the_page_is_up_to_date_and_says_what_was_not_measured():
+  results = performance.read(performance.RESULTS)
+  text = (performance.DOCS / 'performance.md').read_text()
+  assert text == performance.document(results), 'run python -m benchmarks.performance'
+  measured = {result['job'] for result in results if result['platform'] == 'cpu'}
+  for job in performance.COMMANDS:
+    asked = f'/{job}.json`' in text.partition('## Not measured')[2].partition('##')[0]
+    assert asked != (job in measured)
+
+
+def test_a_file_that_no_benchmark_wrote_is_refused(tmp_path):
+  (tmp_path / 'step.json').write_text('{"job": "update", "rows": [1]}')
+  with pytest.raises(ValueError, match='step.json: holds job=\'update\''):
+    performance.read(tmp_path)
