@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from experiments import countdown
-from lpo_jax import build, phases, prepare, programs, rollout, train
+from lpo_jax import build, hosts, phases, prepare, programs, rollout, train
 from lpo_jax import metrics as metrics_lib
 
 
@@ -16,50 +16,47 @@ def config():
   return config
 
 
-def _first_step(config, compiled):
-  """Do what a run does first; return the names of the programs it compiled."""
-  found, began = [], []
+@pytest.fixture
+def compiled():
+  """Collect the names of the step's programs as they are compiled."""
+  names, found = ('step', 'begin', 'decode', 'update', 'certify'), []
 
   def listen(event, _, fun_name='', **__):
-    if began and event.endswith('backend_compile_duration'):
-      found.append(fun_name)
-  parts = build.build(config)
-  made = programs.Programs(parts)
-  clock = phases.Phases(None)
+    name = fun_name.removeprefix('jit(').removesuffix(')')
+    if event.endswith('backend_compile_duration') and name in names:
+      found.append(name)
   jax.monitoring.register_event_duration_secs_listener(listen)
-  with jax.set_mesh(parts.mesh):
-    if compiled:
-      under_way = prepare.begin(config, parts, made, clock, None)
-      under_way.wait()
-      under_way.close()
-    params = made.fresh_params(jax.random.key(0))
-    init, step, _ = made.warm_start
-    opt_state = init(params)
-    began.append(True)
-    batch = rollout.hosts.place(build.warmstart_batch(config, parts, 0), parts.mesh)
-    params, _, _ = step(params, opt_state, batch)
-    state = made.state_of(params, jax.random.key(1))
-    problems = build.training_problems(config, parts, 1)
-    groups, _ = rollout.collect(
-      state.params, problems, jax.random.fold_in(jax.random.key(2), 1), parts.task,
-      parts.tokenizer, parts.sampling, parts.mesh, clock)
-    state, _ = made.update(state, groups)
-    made.certify(state.params, state.step - 1, groups)
-  began.clear()
   return found
 
 
-@pytest.mark.parametrize('mesh', [(1, 1, 1), (2, 2, 2)])
-def test_what_was_compiled_in_threads_is_found_when_it_is_called(config, mesh):
-  config.mesh.shape = mesh
-  mine = {'jit(step)', 'jit(begin)', 'jit(decode)', 'jit(update)', 'jit(certify)'}
-  assert mine <= set(_first_step(config, False))
-  assert not mine & set(_first_step(config, True))
+def test_what_was_compiled_in_threads_is_found_when_it_is_called(config, compiled):
+  config.mesh.shape = (2, 2, 2)
+  parts = build.build(config)
+  made, clock = programs.Programs(parts), phases.Phases(None)
+  under_way = prepare.begin(config, parts, made, clock, None)
+  under_way.wait()
+  under_way.close()
+  assert sorted(compiled) == ['begin', 'certify', 'decode', 'step', 'update']
+  compiled.clear()
+  with jax.set_mesh(parts.mesh):
+    params = made.fresh_params(jax.random.key(0))
+    init, step, _ = made.warm_start
+    batch = hosts.place(build.warmstart_batch(config, parts, 0), parts.mesh)
+    params, _, _ = step(params, init(params), batch)
+    state = made.state_of(params, jax.random.key(1))
+    groups, _ = rollout.collect(
+      state.params, build.training_problems(config, parts, 1),
+      jax.random.fold_in(jax.random.key(2), 1), parts.task, parts.tokenizer,
+      parts.sampling, parts.mesh, clock)
+    state, _ = made.update(state, groups)
+    made.certify(state.params, state.step - 1, groups)
+  assert not compiled
 
 
 def test_a_run_is_the_same_where_nothing_is_compiled_in_threads(
-    config, tmp_path, monkeypatch):
+    config, tmp_path, monkeypatch, compiled):
   train.Run(config, str(tmp_path / 'ahead')).train()
+  assert sorted(compiled) == ['begin', 'certify', 'decode', 'step', 'update']
   monkeypatch.setattr(prepare, 'begin',
                       lambda *args: prepare.Prepared(phases.Phases(None)))
   train.Run(config, str(tmp_path / 'plain')).train()
