@@ -179,9 +179,11 @@ def _judge(objective, statistics, first, logprobs, entropy, groups: Groups, beha
 def _accumulate(function, policy, keep, units):
   """Sum the gradients of `function(policy, unit)` over the units that count.
 
-  They are those of what is trained, see `lora.split`.
+  They are those of what is trained, see `lora.split`. Layers that run unrolled are
+  unstacked here, once, so that each has a sum of its own.
   """
-  trained, frozen = lora.split(policy)
+  unroll = policy.config.unroll
+  trained, frozen = lora.split(policy.unstack() if unroll else policy)
   gradient_of = jax.grad(
     lambda trained, unit: function(lora.join(trained, frozen), unit), has_aux=True)
   unit_gradient = _where_live(lambda unit: gradient_of(trained, unit))
@@ -190,7 +192,8 @@ def _accumulate(function, policy, keep, units):
     grads, aux = unit_gradient(unit)
     return jax.tree.map(jnp.add, total, grads), aux
 
-  return jax.lax.scan(body, jax.tree.map(jnp.zeros_like, trained), (keep, units))
+  total, aux = jax.lax.scan(body, jax.tree.map(jnp.zeros_like, trained), (keep, units))
+  return total.stack() if unroll else total, aux
 
 
 def _where_live(function):
