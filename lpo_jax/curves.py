@@ -62,12 +62,13 @@ class Panel:
     return self.metric.startswith('val/')
 
 
-def draw(groups: dict[str, list[list[dict]]], *paths: str) -> bool:
+def draw(groups: dict[str, list[list[dict]]], *paths: str, dpi: int = 160) -> bool:
   """Draw every panel the runs have numbers for into one figure.
 
   Args:
     groups: name -> one list of metrics rows per seed.
     paths: the images written, in the format that each ends in.
+    dpi: of those made of pixels.
 
   Returns:
     Whether there was anything to draw.
@@ -75,7 +76,7 @@ def draw(groups: dict[str, list[list[dict]]], *paths: str) -> bool:
   shown = panels([row for runs in groups.values() for rows in runs for row in rows])
   if not shown:
     return False
-  with drawing(len(shown), len(groups), paths) as (figure, axes):
+  with drawing(len(shown), len(groups), paths, dpi=dpi) as (figure, axes):
     for panel, axis in zip(shown, axes, strict=True):
       _draw_panel(axis, panel, groups)
     draw_legend(figure, {name: len(runs) for name, runs in groups.items()})
@@ -84,7 +85,7 @@ def draw(groups: dict[str, list[list[dict]]], *paths: str) -> bool:
 
 @contextlib.contextmanager
 def drawing(panels: int, groups: int, paths: Sequence[str],
-            size: tuple[float, float] = (3.7, 2.75)):
+            size: tuple[float, float] = (3.7, 2.75), dpi: int = 160):
   """Yield (figure, axes [panels]) in the house's style; save and close it at the end.
 
   Args:
@@ -92,6 +93,7 @@ def drawing(panels: int, groups: int, paths: Sequence[str],
     groups: names in the legend, for which room is left.
     paths: the images written, in the format that each ends in.
     size: of a panel, in inches.
+    dpi: of images made of pixels.
   """
   import matplotlib  # imported here: training itself does not need it
   from matplotlib import figure as figures
@@ -109,7 +111,7 @@ def drawing(panels: int, groups: int, paths: Sequence[str],
     for path in map(pathlib.Path, paths):
       path.parent.mkdir(parents=True, exist_ok=True)
       undated = {'metadata': {'Date': None}} if path.suffix == '.svg' else {}
-      figure.savefig(path, dpi=160, **undated)
+      figure.savefig(path, dpi=dpi, **undated)
 
 
 def of_run(workdir: str) -> bool:

@@ -76,16 +76,18 @@ def _seeds_leading(paths: Paths, group: str) -> list[bool]:
   return found
 
 
-def draw(sets: Mapping[str, tuple[Paths, tuple[str, str]]], *paths: str) -> None:
+def draw(sets: Mapping[str, tuple[Paths, tuple[str, str]]], *paths: str,
+         dpi: int = 160) -> None:
   """Draw pass@1 against pass@k, a panel for each validation set.
 
   Args:
     sets: name -> its paths, and what its pass@1 and pass@k are called.
     paths: the images written, in the format that each ends in.
+    dpi: of those made of pixels.
   """
   seeds = {group: len(runs) for found, _ in sets.values()
            for group, runs in found.items()}
-  with curves.drawing(len(sets), len(seeds), paths, (6.4, 4.6)) as (figure, axes):
+  with curves.drawing(len(sets), len(seeds), paths, (6.4, 4.6), dpi) as (figure, axes):
     for axis, (part, (found, names)) in zip(axes, sets.items(), strict=True):
       _draw_panel(axis, part, found, names)
     curves.draw_legend(figure, seeds, 'bars: one standard deviation at the end')

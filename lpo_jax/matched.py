@@ -86,10 +86,13 @@ def pass_1_section(paths: Paths, pairs: Sequence[contrast.Pair],
                  sorted(paths[pair[0]].keys() & paths[pair[1]].keys())]
           for pair in pairs}
   every = [both for found in runs.values() for both in found]
+  levels = round_levels(every) if every else []
   rows, at_shared = [], []
   for pair, both in runs.items():
-    shared = shared_level(both) if both else math.inf
-    for level in sorted({*round_levels(every), shared} if both else ()):
+    if not both:
+      continue
+    shared = shared_level(both)
+    for level in sorted({*levels, shared}):
       found = [(at_pass_1(one, level), at_pass_1(two, level)) for one, two in both]
       found = [values for values in found if not any(map(math.isnan, values))]
       if not found:

@@ -11,6 +11,7 @@ PNG and SVG; reads config.json, metrics.jsonl and, where that is absent, summary
 
 import argparse
 import csv
+import dataclasses
 import io
 import itertools
 import math
@@ -33,8 +34,8 @@ from lpo_jax.grouping import Groups, Pairs, Table
 FEW_GROUPS = 3  # up to which all are paired without being told
 ROUGH = 10  # seeds, below which an interval is said to be rough
 _BOUNDS = f' [{contrast.LEVEL:.0%} bootstrap interval of the mean]'
-NO_WAY = ('Some run has a single evaluation: there is no way between its start and its '
-          'end to compare along. Set eval.every below num_steps.')
+NO_WAY = ('There are too few evaluations: no run has two, so that there is no way from '
+          'start to end to compare along. Set eval.every below num_steps.')
 
 
 def final_section(groups: Groups, cells: Table, columns: Sequence[str], title: str,
@@ -110,17 +111,28 @@ def sections(groups: Groups, pairs: Pairs,
       'Mean over seeds, band: one standard deviation.',), figure='curves'))
   for index, (of_set, names) in enumerate(grouping.paths(groups).values()):
     found.append(frontier.section(of_set, names, '' if index else 'frontier'))
-    least = min(len(path.pass_1) for seeds in of_set.values()
-                for path in seeds.values())
-    if least < 2:
-      found.append(page.Section(f'{names[1]} at equal {names[0]} and at equal budgets',
-                                notes=(NO_WAY,)))
-      continue
-    if pairs:
-      found.append(matched.pass_1_section(of_set, pairs, named, names))
-    found += matched.budget_sections(of_set, pairs, named, names)
+    found += _matched(of_set, pairs, named, names)
   return [*found, final_section(groups, cells, list(next(iter(cells.values()))),
                                 'Every number', False)]
+
+
+def _matched(of_set: matched.Paths, pairs: Pairs, named: Mapping[contrast.Pair, str],
+             names: tuple[str, str]) -> list[page.Section]:
+  """Return one set's scores at equal pass@1 and at equal budgets."""
+  long = {group: {seed: path for seed, path in seeds.items() if len(path.pass_1) > 1}
+          for group, seeds in of_set.items()}
+  short = [f'{group}, seed {seed}: one evaluation alone, left out.'
+           for group, seeds in of_set.items() for seed in seeds
+           if seed not in long[group]]
+  long = {group: seeds for group, seeds in long.items() if seeds}
+  if not long:
+    return [page.Section(f'{names[1]} at equal {names[0]} and at equal budgets',
+                         notes=(NO_WAY,))]
+  pairs = [pair for pair in pairs if set(pair) <= long.keys()]
+  found = [matched.pass_1_section(long, pairs, named, names)] if pairs else []
+  found += matched.budget_sections(long, pairs, named, names)
+  return [dataclasses.replace(section, notes=(*section.notes, *short))
+          for section in found]
 
 
 def write(folders: Sequence[str], out: str, against: str = '') -> str:

@@ -10,6 +10,7 @@ from nbclient import NotebookClient
 
 FOLDER = pathlib.Path(__file__).parents[1] / 'notebooks'
 SMALL = {  # notebook -> setting -> value
+  'compare': {'VARIANT': "'grpo_tiny'", 'SEEDS': "'0'"},
   'simplex': {'SIDE': 6, 'STEPS': 60},
 }
 

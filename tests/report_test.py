@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 
 import pytest
 from matplotlib import image
@@ -113,6 +114,18 @@ def test_runs_with_one_evaluation_are_said_to_allow_no_matching(tmp_path):
   report.write([str(tmp_path)], str(tmp_path / 'out'))
   text = (tmp_path / 'out/report.md').read_text()
   assert 'Set eval.every below num_steps' in text and 'a mean@2 | ' in text
+
+
+def test_a_run_that_has_just_begun_does_not_keep_others_from_being_matched(tmp_path):
+  _study(tmp_path / 'runs')
+  rows = metrics.read(str(tmp_path / 'runs/grpo/seed_1'))[:1]
+  (tmp_path / 'runs/grpo/seed_1/metrics.jsonl').write_text(json.dumps(rows[0]) + '\n')
+  report.write([str(tmp_path / 'runs')], str(tmp_path / 'out'), against='grpo')
+  text = (tmp_path / 'out/report.md').read_text()
+  row = _cells(text, 'At equal iterations, tokens and seconds')['grpo']
+  assert row['countdown mean@16, 20 iterations'] == '0.450 ± 0.071'  # 0.4 and 0.5
+  assert 'grpo, seed 1: one evaluation alone, left out.' in text
+  assert 'grpo, seed_1: stopped at step 0 of 20' in text
 
 
 def test_a_name_that_is_no_group_is_refused_with_those_there_are(tmp_path, capsys):
