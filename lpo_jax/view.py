@@ -5,7 +5,7 @@
 
 Reads DIR/rollouts/, one look of `log.groups` groups every `log.groups_every` steps.
 Without --step the newest look, without --id its first group; with --html all of its
-groups, in one file that holds their images, too. A coefficient is that of the update's
+groups, in one file that holds their images, too. c_k is the coefficient of the update's
 first epoch, summed over tokens: negative makes a response likelier.
 """
 
@@ -25,7 +25,7 @@ from lpo_jax import metrics
 COLUMNS = {  # name -> field, and how its numbers are written
   'reward': ('rewards', '{:.3f}'), 'w*': ('target', '{:.3f}'),
   'P before': ('policy_before', '{:.3f}'), 'P after': ('policy_after', '{:.3f}'),
-  'coefficient': ('coefficients', '{:+.4f}'), 'tokens': ('lengths', '{:.0f}'),
+  'c_k': ('coefficients', '{:+.4f}'), 'tokens': ('lengths', '{:.0f}'),
 }
 _MASSES = ('w*', 'P before', 'P after')  # drawn as bars
 ONLY: dict[str, Callable[[dict], bool]] = {
@@ -34,7 +34,7 @@ ONLY: dict[str, Callable[[dict], bool]] = {
   'mixed': lambda group: max(group['rewards']) > min(group['rewards']),
 }
 _KINDS = {b'\x89PNG': 'png', b'\xff\xd8\xff': 'jpeg', b'GIF8': 'gif', b'RIFF': 'webp'}
-_WIDTH = 12  # characters of a column
+_WIDTH = 10  # characters of a column
 _STYLE = """
 body { font: 15px/1.45 sans-serif; color: #1b1b1b; max-width: 70em; margin: 2em auto }
 section { display: flex; gap: 2em; margin: 2em 0; border-top: 1px solid #ccc }

@@ -119,8 +119,8 @@ def test_looks_of_older_runs_still_open(looks):
   old = {name: value for name, value in looks[1].items()
          if name not in ('coefficients', 'lengths')}
   shown = view.text(old)
-  assert 'coefficient' not in shown and 'tokens' not in shown and '0.600' in shown
-  assert 'coefficient' not in view.page('run', [old])
+  assert 'c_k' not in shown and 'tokens' not in shown and '0.600' in shown
+  assert 'c_k' not in view.page('run', [old])
   assert _names(view.choose([old], sort='change')) == ['one']
   with pytest.raises(ValueError, match='without coefficients: .* --sort=change'):
     view.choose([old], sort='coefficient')
