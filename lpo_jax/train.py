@@ -170,12 +170,12 @@ class Run:
         self.parts.task, self.parts.tokenizer, self.parts.sampling, self.parts.mesh,
         self.phases, self.parts.reward)
       with self.phases('update'):
-        state, metrics = self.programs.update(state, groups)
+        state, metrics, coefficients = self.programs.update(state, groups)
         self._flush(pending)
         jax.block_until_ready(state.params)
     pending = Pending(step, metrics | graded.metrics, {}, groups)
     if step % self.config.log.groups_every == 0 or step == 1:
-      self._look_inside(state, pending, problems, graded)
+      self._look_inside(state, pending, problems, graded, coefficients)
     if step == 1:
       found, shown = metrics_lib.reduce(pending.metrics), rollout.texts(graded, 1)
       prompt = self.parts.tokenizer.render(problems[0].prompt)
@@ -235,7 +235,8 @@ class Run:
       kept = origin.stored(state, self.parts)
       self.checkpoints.save(step, kept, numbers, force=force)
 
-  def _look_inside(self, state, pending: Pending, problems, graded) -> None:
+  def _look_inside(self, state, pending: Pending, problems, graded,
+                   coefficients) -> None:
     """Measure the update's certificate and write a few groups to rollouts/."""
     metrics, simplexes = self.programs.certify(state.params, state.step - 1,
                                                 pending.groups)
@@ -243,7 +244,9 @@ class Run:
     shown = min(self.config.log.groups, len(problems))
     workdirs.write_groups(
       self.workdir, pending.step, problems[:shown], rollout.texts(graded, shown),
-      graded.rewards, [np.exp(jax.device_get(x)) for x in simplexes])
+      graded.rewards, [np.exp(jax.device_get(x)) for x in simplexes],
+      jax.device_get(coefficients),
+      hosts.fetch(pending.groups.rollouts.response_mask.sum(axis=-1)))
 
   def _timings(self, groups) -> dict[str, float]:
     numbers = self.phases.flush()
