@@ -22,7 +22,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from lpo_jax import (
+  batches,
   build,
+  methods,
   metrics,
   microbatch,
   objective,
@@ -79,6 +81,10 @@ def sample_again(folder: pathlib.Path, step: int) -> Batch:
     ValueError: the policy before that step is not kept; says which steps can be had.
   """
   config = read_config(folder)
+  if config.async_rollouts or config.replay.fraction:
+    raise ValueError(f'{folder} has async_rollouts={config.async_rollouts} and '
+                     f'replay.fraction={config.replay.fraction}: what it learned from '
+                     'cannot be sampled again from one policy')
   kept = sorted(int(path.name) for path in (folder / 'checkpoints').glob('*')
                 if path.name.isdigit())
   if not kept:
@@ -90,7 +96,7 @@ def sample_again(folder: pathlib.Path, step: int) -> Batch:
   config.init_from = str(folder / 'checkpoints' / str(step - 1))
   config.warmstart.steps = 0
   parts = build.build(config)
-  key = jax.random.fold_in(jax.random.key(config.seed), train.SAMPLE)
+  key = jax.random.fold_in(jax.random.key(config.seed), batches.SAMPLE)
   indices = tasks.base.problem_indices(len(parts.train_problems), config.seed, step - 1,
                                        config.prompts_per_step)
   problems = [parts.train_problems[int(index)] for index in indices]
@@ -116,7 +122,8 @@ def compare(batch: Batch, names: list[str]) -> dict[str, tuple[np.ndarray, dict]
   for name in names:
     choices = dataclasses.replace(
       batch.parts.objective, name=name, clip_low=None, clip_high=None, aggregation=None,
-      **({} if name == objective.MIX else {'mix_end': None}))
+      **({} if name == objective.MIX else {'mix_end': None}),
+      **({'entropy_bonus': 0.0} if name in methods.METHODS else {}))
     function = objective.build(choices, samples)
 
     @jax.jit

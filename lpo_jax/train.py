@@ -17,6 +17,7 @@ import numpy as np
 import tqdm
 
 from lpo_jax import (
+  batches,
   briefing,
   build,
   checkpoint,
@@ -34,8 +35,8 @@ from lpo_jax import metrics as metrics_lib
 from lpo_jax import workdir as workdirs
 from lpo_jax.types import TrainState
 
-# Streams of randomness under key(seed); problems have their own (tasks.base).
-INIT, SAMPLE, EVALUATE, ADAPT = 0, 2, 3, 4
+# Streams of randomness under key(seed), beside those of `batches`.
+INIT, EVALUATE, ADAPT = 0, 3, 4
 WATCHED = ('reward/mean', 'group/flat_frac', 'actor/entropy', 'actor/grad_norm')
 
 
@@ -50,7 +51,7 @@ class Pending:
   step: int
   metrics: dict  # str -> Mean, still on the device
   numbers: dict  # str -> float
-  groups: object = None  # kept until its gradient is known to be finite
+  batch: batches.Batch  # kept until its gradient is known to be finite
 
 
 class Run:
@@ -87,7 +88,11 @@ class Run:
     jax.monitoring.register_event_duration_secs_listener(self._count_compile)
     signal.signal(signal.SIGTERM, self._ask_to_stop)
     with jax.set_mesh(self.parts.mesh):
-      restored = origin.resume(self.checkpoints, self.parts, self.programs)
+      self.batches = batches.Batches(self.parts, self.config.prompts_per_step,
+                                     self.config.seed, self.config.num_steps,
+                                     self.phases)
+      restored = origin.resume(self.checkpoints, self.parts, self.programs,
+                               self.batches.abstract)
       for message in self.checkpoints.messages:
         say(message)
       self.writer = metrics_lib.Writer(
@@ -116,6 +121,7 @@ class Run:
     else:
       state, start = restored
       say(f'resuming after step {start}')
+      state = self.batches.restore(state, start)
     steps = range(start + 1, self.config.num_steps + 1)
     pending = None
     with tqdm.tqdm(steps, initial=start, total=self.config.num_steps, unit='step',
@@ -164,24 +170,21 @@ class Run:
   def _iterate(self, state, step: int, pending: Pending | None, bar):
     """Run one iteration; write the one before while the device is busy."""
     with self.phases('step'):
-      problems = build.training_problems(self.config, self.parts, step)
-      groups, graded = rollout.collect(
-        state.params, problems, jax.random.fold_in(self._key(SAMPLE), step),
-        self.parts.task, self.parts.tokenizer, self.parts.sampling, self.parts.mesh,
-        self.phases, self.parts.reward)
+      batch = self.batches.take(state.params, step)
       with self.phases('update'):
-        state, metrics = self.programs.update(state, groups)
+        state, metrics = self.programs.update(state, batch.groups)
         self._flush(pending)
+        self.batches.finish()
         jax.block_until_ready(state.params)
-    pending = Pending(step, metrics | graded.metrics, {}, groups)
+    pending = Pending(step, metrics | batch.graded.metrics | batch.metrics, {}, batch)
     if step % self.config.log.groups_every == 0 or step == 1:
-      self._look_inside(state, pending, problems, graded)
+      self._look_inside(state, pending)
     if step == 1:
-      found, shown = metrics_lib.reduce(pending.metrics), rollout.texts(graded, 1)
-      prompt = self.parts.tokenizer.render(problems[0].prompt)
+      found, shown = metrics_lib.reduce(pending.metrics), rollout.texts(batch.graded, 1)
+      prompt = self.parts.tokenizer.render(batch.problems[0].prompt)
       for line in briefing.first_step(found, prompt, shown[0]):
         say(line)
-    pending.numbers |= self._timings(groups)
+    pending.numbers |= self._timings(batch.fresh)
     bar.set_postfix({name: f'{float(jax.device_get(metrics[name])):.3f}'
                      for name in WATCHED})
     return state, pending
@@ -207,7 +210,7 @@ class Run:
       self._keep_evidence(pending, numbers)
 
   def _keep_evidence(self, pending: Pending, numbers: dict) -> None:
-    path = workdirs.keep_evidence(self.workdir, pending.step, pending.groups)
+    path = workdirs.keep_evidence(self.workdir, pending.step, pending.batch.groups)
     in_row = int(numbers['actor/skipped_in_row'])
     say(f'step {pending.step}: a gradient was not finite, its update was skipped; the '
         f'groups are in {path}')
@@ -232,18 +235,20 @@ class Run:
   def _save(self, state, step: int, numbers: dict, force: bool = False) -> None:
     with self.phases('save'):
       self.writer.sync()
-      kept = origin.stored(state, self.parts)
+      kept = origin.stored(state.replace(data=self.batches.kept()), self.parts)
       self.checkpoints.save(step, kept, numbers, force=force)
 
-  def _look_inside(self, state, pending: Pending, problems, graded) -> None:
+  def _look_inside(self, state, pending: Pending) -> None:
     """Measure the update's certificate and write a few groups to rollouts/."""
+    batch = pending.batch
     metrics, simplexes = self.programs.certify(state.params, state.step - 1,
-                                                pending.groups)
+                                               batch.groups)
     pending.metrics |= metrics
-    shown = min(self.config.log.groups, len(problems))
+    shown = min(self.config.log.groups, len(batch.problems))
     workdirs.write_groups(
-      self.workdir, pending.step, problems[:shown], rollout.texts(graded, shown),
-      graded.rewards, [np.exp(jax.device_get(x)) for x in simplexes])
+      self.workdir, pending.step, batch.problems[:shown],
+      rollout.texts(batch.graded, shown), batch.graded.rewards,
+      [np.exp(jax.device_get(x)) for x in simplexes])
 
   def _timings(self, groups) -> dict[str, float]:
     numbers = self.phases.flush()
@@ -260,7 +265,7 @@ class Run:
     if not hosts.first():
       return
     rows = metrics_lib.read(self.workdir)
-    self._summarise(self.config.num_steps, rows[-1], first=_validation(rows[0]),
+    self._summarise(self.config.num_steps, rows[-1], first=metrics_lib.validation(rows[0]),
                     total_tokens=self.tokens)
     self.writer.sync()
     curves.of_run(self.workdir)
@@ -269,7 +274,7 @@ class Run:
   def _summarise(self, step: int, numbers: dict, **more) -> None:
     workdirs.write_summary(self.workdir, {
       'step': step, 'seed': self.config.seed, 'objective': self.config.objective.name,
-      'final': _validation(numbers), **more})
+      'final': metrics_lib.validation(numbers), **more})
 
   def evaluate_only(self) -> None:
     """Evaluate the newest policy (`origin.newest`): table, eval.json, summary."""
@@ -304,10 +309,6 @@ class Run:
 
   def _ask_to_stop(self, *_) -> None:
     self.stop_asked = True
-
-
-def _validation(numbers: dict) -> dict:
-  return {name: value for name, value in numbers.items() if name.startswith('val/')}
 
 
 def say(text: str) -> None:
