@@ -233,4 +233,6 @@ def _push(buffer: Buffer, fresh: Groups, step) -> Buffer:
   """Return the buffer with new groups in empty places, then in those of the oldest."""
   rows = jnp.argsort(buffer.born, stable=True)[:fresh.keep.shape[0]]
   new = Buffer(fresh.rollouts, fresh.rewards, step - fresh.age)
-  return jax.tree.map(lambda x, y: x.at[rows].set(y), buffer, new)
+  # Every device has the whole buffer, so that drawing from it moves nothing.
+  return jax.tree.map(
+    lambda x, y: sharding.constrain(x.at[rows].set(y), *[None] * x.ndim), buffer, new)

@@ -265,8 +265,8 @@ class Run:
     if not hosts.first():
       return
     rows = metrics_lib.read(self.workdir)
-    self._summarise(self.config.num_steps, rows[-1], first=metrics_lib.validation(rows[0]),
-                    total_tokens=self.tokens)
+    self._summarise(self.config.num_steps, rows[-1], total_tokens=self.tokens,
+                    first=metrics_lib.validation(rows[0]))
     self.writer.sync()
     curves.of_run(self.workdir)
     say(f'done: {self.workdir}/summary.json, curves.png')
