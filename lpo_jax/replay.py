@@ -44,6 +44,16 @@ class Staleness:
     """Return how many groups the buffer holds."""
     return self.capacity or self.max_age * (prompts - self.past(prompts))
 
+  def describe(self, prompts: int) -> str:
+    """Return a sentence for a run's opening; '' where nothing is stale."""
+    past, said = self.past(prompts), []
+    if past:
+      said = [f'{past} of {prompts} groups a step are past ones, at most {self.max_age} '
+              f'iterations old, from a buffer of {self.room(prompts)}']
+    if self.async_rollouts:
+      said += ['batches are sampled a step ahead']
+    return 'stale data: ' + '; '.join(said) if said else ''
+
   def check(self, prompts: int, samples: int, behavior: str, shards: int = 1,
             at_once: int = 0, reads_images: bool = False) -> None:
     """Raise a ValueError unless a batch can be made so.

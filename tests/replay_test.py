@@ -259,6 +259,13 @@ def test_what_cannot_be_is_named_with_the_remedy(fields, given, message):
 
 def test_the_default_asks_for_nothing():
   Staleness().check(prompts=16, samples=1, behavior='learner', reads_images=True)
-  assert not Staleness().off_policy
+  assert not Staleness().off_policy and not Staleness().describe(16)
   leaves = jax.tree.leaves(Groups(*[jnp.zeros(1)] * 4))
   assert len(leaves) == 4  # without an age there is no array
+
+
+def test_a_run_says_what_is_stale():
+  assert Staleness(fraction=0.25, max_age=3).describe(16) == (
+    'stale data: 4 of 16 groups a step are past ones, at most 3 iterations old, from a '
+    'buffer of 36')
+  assert Staleness(async_rollouts=1).describe(16).endswith('sampled a step ahead')
