@@ -22,7 +22,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from lpo_jax import (
-  batches,
   build,
   methods,
   metrics,
@@ -96,7 +95,7 @@ def sample_again(folder: pathlib.Path, step: int) -> Batch:
   config.init_from = str(folder / 'checkpoints' / str(step - 1))
   config.warmstart.steps = 0
   parts = build.build(config)
-  key = jax.random.fold_in(jax.random.key(config.seed), batches.SAMPLE)
+  key = jax.random.fold_in(jax.random.key(config.seed), train.SAMPLE)
   indices = tasks.base.problem_indices(len(parts.train_problems), config.seed, step - 1,
                                        config.prompts_per_step)
   problems = [parts.train_problems[int(index)] for index in indices]

@@ -44,15 +44,15 @@ class Staleness:
     """Return how many groups the buffer holds."""
     return self.capacity or self.max_age * (prompts - self.past(prompts))
 
-  def describe(self, prompts: int) -> str:
-    """Return a sentence for a run's opening; '' where nothing is stale."""
+  def describe(self, prompts: int) -> list[str]:
+    """Return what a run's opening says of it, a line each."""
     past, said = self.past(prompts), []
     if past:
-      said = [f'{past} of {prompts} groups a step are past ones, at most {self.max_age} '
-              f'iterations old, from a buffer of {self.room(prompts)}']
+      said.append(f'replay: {past} of {prompts} groups are past ones, at most '
+                  f'{self.max_age} iterations old, of {self.room(prompts)} kept')
     if self.async_rollouts:
-      said += ['batches are sampled a step ahead']
-    return 'stale data: ' + '; '.join(said) if said else ''
+      said.append('async_rollouts: batches are sampled a step ahead')
+    return said
 
   def check(self, prompts: int, samples: int, behavior: str, shards: int = 1,
             at_once: int = 0, reads_images: bool = False) -> None:

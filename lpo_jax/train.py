@@ -17,7 +17,6 @@ import numpy as np
 import tqdm
 
 from lpo_jax import (
-  batches,
   briefing,
   build,
   checkpoint,
@@ -30,13 +29,14 @@ from lpo_jax import (
   programs,
   rollout,
   suites,
+  supply,
 )
 from lpo_jax import metrics as metrics_lib
 from lpo_jax import workdir as workdirs
 from lpo_jax.types import TrainState
 
-# Streams of randomness under key(seed), beside those of `batches`.
-INIT, EVALUATE, ADAPT = 0, 3, 4
+# Streams of randomness under key(seed); problems have their own (tasks.base).
+INIT, SAMPLE, EVALUATE, ADAPT, REPLAY = 0, 2, 3, 4, 5
 WATCHED = ('reward/mean', 'group/flat_frac', 'actor/entropy', 'actor/grad_norm')
 
 
@@ -51,7 +51,7 @@ class Pending:
   step: int
   metrics: dict  # str -> Mean, still on the device
   numbers: dict  # str -> float
-  batch: batches.Batch  # kept until its gradient is known to be finite
+  groups: object = None  # kept until its gradient is known to be finite
 
 
 class Run:
@@ -88,11 +88,11 @@ class Run:
     jax.monitoring.register_event_duration_secs_listener(self._count_compile)
     signal.signal(signal.SIGTERM, self._ask_to_stop)
     with jax.set_mesh(self.parts.mesh):
-      self.batches = batches.Batches(self.parts, self.config.prompts_per_step,
-                                     self.config.seed, self.config.num_steps,
-                                     self.phases)
+      self.supply = supply.Supply(
+        self.parts, self.config.prompts_per_step, self.config.seed,
+        self.config.num_steps, self._key(SAMPLE), self._key(REPLAY), self.phases)
       restored = origin.resume(self.checkpoints, self.parts, self.programs,
-                               self.batches.abstract)
+                               self.supply.abstract)
       for message in self.checkpoints.messages:
         say(message)
       self.writer = metrics_lib.Writer(
@@ -121,7 +121,7 @@ class Run:
     else:
       state, start = restored
       say(f'resuming after step {start}')
-      state = self.batches.restore(state, start)
+      state = self.supply.restore(state, start)
     steps = range(start + 1, self.config.num_steps + 1)
     pending = None
     with tqdm.tqdm(steps, initial=start, total=self.config.num_steps, unit='step',
@@ -170,15 +170,16 @@ class Run:
   def _iterate(self, state, step: int, pending: Pending | None, bar):
     """Run one iteration; write the one before while the device is busy."""
     with self.phases('step'):
-      batch = self.batches.take(state.params, step)
+      batch = self.supply.take(state.params, step)
       with self.phases('update'):
         state, metrics = self.programs.update(state, batch.groups)
         self._flush(pending)
-        self.batches.finish()
+        self.supply.finish()
         jax.block_until_ready(state.params)
-    pending = Pending(step, metrics | batch.graded.metrics | batch.metrics, {}, batch)
+    pending = Pending(step, metrics | batch.graded.metrics | batch.metrics, {},
+                      batch.groups)
     if step % self.config.log.groups_every == 0 or step == 1:
-      self._look_inside(state, pending)
+      self._look_inside(state, pending, batch)
     if step == 1:
       found, shown = metrics_lib.reduce(pending.metrics), rollout.texts(batch.graded, 1)
       prompt = self.parts.tokenizer.render(batch.problems[0].prompt)
@@ -210,7 +211,7 @@ class Run:
       self._keep_evidence(pending, numbers)
 
   def _keep_evidence(self, pending: Pending, numbers: dict) -> None:
-    path = workdirs.keep_evidence(self.workdir, pending.step, pending.batch.groups)
+    path = workdirs.keep_evidence(self.workdir, pending.step, pending.groups)
     in_row = int(numbers['actor/skipped_in_row'])
     say(f'step {pending.step}: a gradient was not finite, its update was skipped; the '
         f'groups are in {path}')
@@ -235,14 +236,13 @@ class Run:
   def _save(self, state, step: int, numbers: dict, force: bool = False) -> None:
     with self.phases('save'):
       self.writer.sync()
-      kept = origin.stored(state.replace(data=self.batches.kept()), self.parts)
+      kept = origin.stored(state.replace(data=self.supply.kept()), self.parts)
       self.checkpoints.save(step, kept, numbers, force=force)
 
-  def _look_inside(self, state, pending: Pending) -> None:
+  def _look_inside(self, state, pending: Pending, batch: supply.Batch) -> None:
     """Measure the update's certificate and write a few groups to rollouts/."""
-    batch = pending.batch
     metrics, simplexes = self.programs.certify(state.params, state.step - 1,
-                                               batch.groups)
+                                                pending.groups)
     pending.metrics |= metrics
     shown = min(self.config.log.groups, len(batch.problems))
     workdirs.write_groups(

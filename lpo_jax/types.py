@@ -108,4 +108,4 @@ class TrainState:
   params: Any  # the policy, a pytree
   opt_state: Any  # of what is trained of it: see policy/lora.py
   skipped: Array  # i32[]: updates skipped in a row for a non-finite gradient
-  data: Any = None  # in checkpoints: what batches to come are made of, see batches.py
+  data: Any = None  # in checkpoints: what batches to come are made of, see supply.py

@@ -32,7 +32,7 @@ LAYERS = (
     'workdir', 'roofline', 'footprint', 'knobs', 'outcomes', 'records', 'contrast',
     'jobs', 'finished', 'replay',
   },
-  {'build', 'checks', 'briefing', 'programs', 'origin', 'suites', 'batches'},
+  {'build', 'checks', 'briefing', 'programs', 'origin', 'suites', 'supply'},
   {'train', 'ahead'},
   {'main', 'report', 'view'},
   {'study', 'counterfactual'},
@@ -68,7 +68,7 @@ SIDEWAYS = {
   ('tokenizer', 'hub'),
   ('update', 'microbatch'),
   ('replay', 'microbatch'),
-  ('batches', 'build'),
+  ('supply', 'build'),
 }
 # Offline, and at the top.
 TOOLS = {'main', 'train', 'report', 'view', 'ahead', 'study', 'jobs',

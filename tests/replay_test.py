@@ -265,7 +265,7 @@ def test_the_default_asks_for_nothing():
 
 
 def test_a_run_says_what_is_stale():
-  assert Staleness(fraction=0.25, max_age=3).describe(16) == (
-    'stale data: 4 of 16 groups a step are past ones, at most 3 iterations old, from a '
-    'buffer of 36')
-  assert Staleness(async_rollouts=1).describe(16).endswith('sampled a step ahead')
+  both = Staleness(async_rollouts=1, fraction=0.25, max_age=3)
+  assert both.describe(16) == [
+    'replay: 4 of 16 groups are past ones, at most 3 iterations old, of 36 kept',
+    'async_rollouts: batches are sampled a step ahead']

@@ -18,8 +18,6 @@ from flax import struct
 from lpo_jax import build, hosts, microbatch, replay, rollout, sharding, tasks
 from lpo_jax.types import Groups, Responses, TrainState
 
-SAMPLE, REPLAY = 2, 5  # streams of randomness under key(seed); `train` has the others
-
 
 @struct.dataclass
 class Data:
@@ -40,20 +38,24 @@ class Batch:
   metrics: dict  # str -> Mean, on the device
 
 
-class Batches:
+class Supply:
   """The batches of a run, in order."""
 
-  def __init__(self, parts: build.Parts, prompts: int, seed: int, steps: int, phases):
+  def __init__(self, parts: build.Parts, prompts: int, seed: int, steps: int,
+               sample_key, replay_key, phases):
     """Compile nothing; allocate the buffer, if there is one.
 
     Args:
       parts: of the run.
       prompts: B.
-      seed: decides problems and samples.
+      seed: decides the problems.
       steps: iterations of the run: nothing is sampled for one after them.
+      sample_key: of the stream that samples.
+      replay_key: of the stream that draws past groups.
       phases: timer.
     """
     self._parts, self._prompts, self._seed, self._steps = parts, prompts, seed, steps
+    self._sample_key, self._replay_key = sample_key, replay_key
     self._phases = phases
     self._stale, self._next = parts.staleness, None
     self._past = self._stale.past(prompts)
@@ -86,7 +88,7 @@ class Batches:
     if self._past:
       groups, self._buffer, found = self._mix(
         policy, self._buffer, groups, np.int32(step),
-        self._key(REPLAY, step))
+        jax.random.fold_in(self._replay_key, step))
       metrics |= found
     return Batch(self.problems(step), groups, fresh, graded, metrics)
 
@@ -121,15 +123,11 @@ class Batches:
                                          self._prompts)
     return [found[int(i)] for i in indices[:self._prompts - self._past]]
 
-  def _key(self, stream: int, step: int):
-    key = jax.random.fold_in(jax.random.key(self._seed), stream)
-    return jax.random.fold_in(key, step)
-
   def _begin(self, policy, step: int, recorded: Responses | None = None):
-    parts = self._parts
+    parts, key = self._parts, jax.random.fold_in(self._sample_key, step)
     return rollout.begin(
-      policy, self.problems(step), self._key(SAMPLE, step), parts.task,
-      parts.tokenizer, parts.sampling, parts.mesh, self._phases, parts.reward, recorded)
+      policy, self.problems(step), key, parts.task, parts.tokenizer, parts.sampling,
+      parts.mesh, self._phases, parts.reward, recorded)
 
   def _describe(self) -> Data:
     """Return shapes and placements of what is kept."""

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from experiments import countdown
-from lpo_jax import batches, build, microbatch, phases, programs, rollout, train
+from lpo_jax import build, microbatch, phases, programs, rollout, supply, train
 from lpo_jax import metrics as metrics_lib
 
 _STEPS = 3
@@ -26,6 +26,12 @@ def _config(**fields):
   return config
 
 
+def _supply(parts, seed=0):
+  key = jax.random.key(seed)
+  return supply.Supply(parts, 8, seed, _STEPS, jax.random.fold_in(key, train.SAMPLE),
+                       jax.random.fold_in(key, train.REPLAY), phases.Phases(None))
+
+
 def _lines(config, workdir):
   train.Run(config, str(workdir)).train()
   return metrics_lib.read(str(workdir))
@@ -36,16 +42,17 @@ def _by_hand(config):
   parts = build.build(config)
   compiled, clock = programs.Programs(parts), phases.Phases(None)
   key, found = jax.random.key(config.seed), []
+  sampling = jax.random.fold_in(key, train.SAMPLE)
 
   def sample(policy, step):
     groups, _ = rollout.collect(
       policy, source.problems(step),
-      jax.random.fold_in(jax.random.fold_in(key, batches.SAMPLE), step), parts.task,
+      jax.random.fold_in(sampling, step), parts.task,
       parts.tokenizer, parts.sampling, parts.mesh, clock, parts.reward)
     return groups
 
   with jax.set_mesh(parts.mesh):
-    source = batches.Batches(parts, config.prompts_per_step, config.seed, _STEPS, clock)
+    source = _supply(parts, config.seed)
     state = compiled.state_of(
       compiled.fresh_params(jax.random.fold_in(key, train.INIT)),
       jax.random.fold_in(key, train.ADAPT))
@@ -85,7 +92,7 @@ def test_by_default_nothing_is_kept_and_a_group_has_no_age():
   config = _config()
   parts = build.build(config)
   with jax.set_mesh(parts.mesh):
-    source = batches.Batches(parts, 8, 0, _STEPS, phases.Phases(None))
+    source = _supply(parts)
     compiled = programs.Programs(parts)
     policy = compiled.fresh_params(jax.random.key(0))
     batch = source.take(policy, 1)
@@ -108,8 +115,7 @@ def test_replay_mixes_past_groups_in_and_samples_as_many_fewer(tmp_path):
 def test_problems_are_the_first_of_those_of_a_step_without_replay():
   plain, mixed = (build.build(_config(**{'replay.fraction': fraction}))
                   for fraction in (0.0, 0.25))
-  plain, mixed = (batches.Batches(parts, 8, 3, _STEPS, phases.Phases(None))
-                  for parts in (plain, mixed))
+  plain, mixed = _supply(plain, seed=3), _supply(mixed, seed=3)
   for step in (1, 2):
     ids = [problem.id for problem in plain.problems(step)]
     assert [problem.id for problem in mixed.problems(step)] == ids[:6]
