@@ -117,7 +117,9 @@ def plan(config, mesh=None) -> Parts:
   if tower := policy_config.vision:
     sharding.check_divisible(mesh, {'heads': tower.heads, 'mlp': tower.mlp_width,
                                     'embed': tower.width})
-  staleness = replay.Staleness(config.async_rollouts, **config.replay)
+  staleness = replay.Staleness(
+    config.async_rollouts, config.replay.fraction, config.replay.capacity,
+    config.replay.max_age, config.replay.min_ess)
   staleness.check(config.prompts_per_step, config.samples_per_prompt, updating.behavior,
                   sharding.batch_shards(mesh), config.sampling.prompts_at_once,
                   policy_config.vision is not None)
