@@ -172,14 +172,14 @@ class Run:
     with self.phases('step'):
       batch = self.supply.take(state.params, step)
       with self.phases('update'):
-        state, metrics = self.programs.update(state, batch.groups)
+        state, metrics, coefficients = self.programs.update(state, batch.groups)
         self._flush(pending)
         self.supply.finish()
         jax.block_until_ready(state.params)
     pending = Pending(step, metrics | batch.graded.metrics | batch.metrics, {},
                       batch.groups)
     if step % self.config.log.groups_every == 0 or step == 1:
-      self._look_inside(state, pending, batch)
+      self._look_inside(state, pending, batch, coefficients)
     if step == 1:
       found, shown = metrics_lib.reduce(pending.metrics), rollout.texts(batch.graded, 1)
       prompt = self.parts.tokenizer.render(batch.problems[0].prompt)
@@ -239,7 +239,7 @@ class Run:
       kept = origin.stored(state.replace(data=self.supply.kept()), self.parts)
       self.checkpoints.save(step, kept, numbers, force=force)
 
-  def _look_inside(self, state, pending: Pending, batch: supply.Batch) -> None:
+  def _look_inside(self, state, pending: Pending, batch, coefficients) -> None:
     """Measure the update's certificate and write a few groups to rollouts/."""
     metrics, simplexes = self.programs.certify(state.params, state.step - 1,
                                                 pending.groups)
@@ -248,7 +248,8 @@ class Run:
     workdirs.write_groups(
       self.workdir, pending.step, batch.problems[:shown],
       rollout.texts(batch.graded, shown), batch.graded.rewards,
-      [np.exp(jax.device_get(x)) for x in simplexes])
+      [np.exp(jax.device_get(x)) for x in simplexes], jax.device_get(coefficients),
+      hosts.fetch(batch.groups.rollouts.response_mask.sum(axis=-1)))
 
   def _timings(self, groups) -> dict[str, float]:
     numbers = self.phases.flush()

@@ -68,7 +68,7 @@ def _by_hand(config):
         ratio /= rollouts.response_mask.sum(-1)
         groups = groups.replace(anchor_scores=jax.numpy.asarray(ratio, np.float32))
         assert np.abs(ratio).max() > 1e-3  # the policy has moved since
-      state, metrics = compiled.update(state, groups)
+      state, metrics, _ = compiled.update(state, groups)
       found.append(metrics_lib.reduce(metrics))
       groups = following
   return found
