@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 
 from lpo_jax import (
   build,
+  methods,
   metrics,
   microbatch,
   objective,
@@ -79,6 +80,10 @@ def sample_again(folder: pathlib.Path, step: int) -> Batch:
     ValueError: the policy before that step is not kept; says which steps can be had.
   """
   config = read_config(folder)
+  if config.async_rollouts or config.replay.fraction:
+    raise ValueError(f'{folder} has async_rollouts={config.async_rollouts} and '
+                     f'replay.fraction={config.replay.fraction}: what it learned from '
+                     'cannot be sampled again from one policy')
   kept = sorted(int(path.name) for path in (folder / 'checkpoints').glob('*')
                 if path.name.isdigit())
   if not kept:
@@ -116,7 +121,8 @@ def compare(batch: Batch, names: list[str]) -> dict[str, tuple[np.ndarray, dict]
   for name in names:
     choices = dataclasses.replace(
       batch.parts.objective, name=name, clip_low=None, clip_high=None, aggregation=None,
-      **({} if name == objective.MIX else {'mix_end': None}))
+      **({} if name == objective.MIX else {'mix_end': None}),
+      **({'entropy_bonus': 0.0} if name in methods.METHODS else {}))
     function = objective.build(choices, samples)
 
     @jax.jit

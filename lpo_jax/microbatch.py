@@ -169,13 +169,15 @@ def _judge(objective, statistics, first, logprobs, entropy, groups: Groups, beha
   seen = mask & groups.keep[:, None, None]
   gap = jnp.where(seen, logprobs - groups.rollouts.logprobs, 0.0)
   first = jnp.asarray(first, jnp.float32)
+  now = groups.keep & (first > 0)  # the rest of the gap is the policy's own way
+  if groups.age is not None:
+    now &= groups.age == 0
   metrics |= {
     'actor/loss': mean(found.loss, groups.keep),
     'actor/token_entropy': mean(entropy, seen),
-    'mismatch/logp_abs_mean': mean(jnp.abs(gap), seen & (first > 0)),
+    'mismatch/logp_abs_mean': mean(jnp.abs(gap), mask & now[:, None, None]),
     # Within each group, so that it does not depend on how groups are cut up.
-    'mismatch/seq_logratio_std': mean(jnp.std(jnp.sum(gap, axis=-1), axis=-1),
-                                      groups.keep & (first > 0)),
+    'mismatch/seq_logratio_std': mean(jnp.std(jnp.sum(gap, axis=-1), axis=-1), now),
   }
   return (jax.lax.stop_gradient(found.values * share[:, None, None]), metrics,
           jnp.sum(found.values, axis=-1) * groups.keep[:, None])

@@ -47,8 +47,8 @@ class Programs:
         self._optimizer, optimizer.schedule(parts.optimizer), parts.update),
       donate_argnums=0, out_shardings=(placement, copied, copied))
     self.certify = jax.jit(functools.partial(
-      update.certify, temperature=objective.temperature(parts.objective),
-      config=parts.update), out_shardings=copied)
+      update.certify, target=objective.target(parts.objective), config=parts.update,
+      score=parts.objective.score), out_shardings=copied)
 
   def warm_start(self, params):
     """Return the optimiser state of the warm start and its step.

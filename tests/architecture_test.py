@@ -24,15 +24,15 @@ LAYERS = (
   {
     'exact', 'objective', 'sequence', 'sharding', 'optimizer', 'tokenizer', 'metrics',
     'phases', 'manifest', 'hardware', 'allocator', 'compilation', 'hosts', 'hub',
-    'rewards', 'schedule', 'methods', 'images', 'page',
+    'rewards', 'schedule', 'methods', 'images', 'page', 'tilt',
   },
   {'sampler', 'compaction', 'tasks', 'policy', 'prompts'},
   {
     'evaluate', 'rollout', 'update', 'microbatch', 'warmstart', 'checkpoint', 'curves',
     'workdir', 'roofline', 'footprint', 'knobs', 'outcomes', 'records', 'contrast',
-    'jobs', 'finished', 'grouping', 'matched', 'frontier',
+    'jobs', 'finished', 'grouping', 'matched', 'frontier', 'replay',
   },
-  {'build', 'checks', 'briefing', 'programs', 'origin', 'suites'},
+  {'build', 'checks', 'briefing', 'programs', 'origin', 'suites', 'supply'},
   {'train', 'ahead'},
   {'main', 'report', 'view'},
   {'study', 'counterfactual'},
@@ -42,6 +42,9 @@ SIDEWAYS = {
   ('objective', 'sequence'),
   ('objective', 'schedule'),
   ('objective', 'methods'),
+  ('objective', 'tilt'),
+  ('tilt', 'schedule'),
+  ('tilt', 'sequence'),
   ('hosts', 'sharding'),
   ('sampler', 'policy'),
   ('evaluate', 'outcomes'),
@@ -72,6 +75,8 @@ SIDEWAYS = {
   ('origin', 'programs'),
   ('tokenizer', 'hub'),
   ('update', 'microbatch'),
+  ('replay', 'microbatch'),
+  ('supply', 'build'),
 }
 # Offline, and at the top.
 TOOLS = {'main', 'train', 'report', 'view', 'ahead', 'study', 'jobs',

@@ -365,7 +365,7 @@ def test_the_curve_is_the_same_on_every_mesh_in_one_pass_and_in_two(shape, respo
 
 _certify = learner.jit(functools.partial(
   update.certify, config=UpdateConfig(micro_prompts=4),
-  temperature=objective.temperature(objective.ObjectiveConfig())))
+  target=objective.target(objective.ObjectiveConfig())))
 
 
 def test_certificate_is_theorem_2_measured_after_the_update():
