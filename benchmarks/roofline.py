@@ -109,7 +109,7 @@ def phases(shape: shapes.Shape, policy, micro_prompts: int, chunk: int) -> dict:
 
   def learn():
     nonlocal state
-    state, metrics = jax.block_until_ready(step(state, batch))
+    state, metrics, _ = jax.block_until_ready(step(state, batch))
     assert float(metrics['actor/useful_frac']) == 1, 'the update was skipped'
 
   works = {'prefill': roofline.prefill(setting), 'decode': roofline.decode(setting),

@@ -96,7 +96,7 @@ def ours(shape: shapes.Shape, fields: dict, micro_prompts: int, chunk: int,
       groups, graded = rollout.collect(
         state.params, problems, jax.random.key(next(seeds)), task, tokenizer, sampling,
         mesh, clock)
-      state, metrics = jax.block_until_ready(step(state, groups))
+      state, metrics, _ = jax.block_until_ready(step(state, groups))
     return graded, metrics
 
   def check(result):

@@ -107,7 +107,7 @@ def ours(shape: shapes.Shape, fields: dict, micro_prompts: int):
 
   def once():
     nonlocal state
-    state, metrics = jax.block_until_ready(step(state, batch))
+    state, metrics, _ = jax.block_until_ready(step(state, batch))
     return metrics
 
   def check(metrics):

@@ -32,6 +32,14 @@ def get_config() -> ConfigDict:
   config.micro_prompts = 0  # groups whose gradient is taken at once; 0: the minibatch
   config.micro_responses = 0  # their responses at once; 0: all K (else two passes)
 
+  # What is learned from may be older than the policy, see lpo_jax/replay.py
+  config.async_rollouts = 0  # 1: sampled and judged while the step before updates
+  config.replay = ConfigDict()
+  config.replay.fraction = 0.0  # of a batch's groups that are past ones
+  config.replay.capacity = 0  # groups that are kept; 0: all of max_age iterations
+  config.replay.max_age = 4  # iterations
+  config.replay.min_ess = 0.5  # least effective sample size, as a share of K
+
   config.task = ConfigDict()
   config.task.name = 'countdown'  # a task of lpo_jax/tasks
   config.task.options = ConfigDict()  # its keyword arguments
@@ -110,6 +118,8 @@ def get_config() -> ConfigDict:
   config.objective.temperature.rule = 'group_std'  # tau, see simplex/temperature.py
   config.objective.temperature.value = 1.0  # tau, its multiplier, or the KL or ESS
   config.objective.temperature.end = _optional(None, float)  # after schedule_steps
+  config.objective.entropy_bonus = 0.0  # gamma of the target, see lpo_jax/tilt.py
+  config.objective.entropy_of = 'simplex'  # or policy: whose entropy earns it
 
   config.optimizer = ConfigDict()
   config.optimizer.learning_rate = 1e-6

@@ -163,7 +163,7 @@ def _compile_all(parts: build.Parts, setting: roofline.Setting):
              batch(responses, jnp.float32),
              _images(setting, prompts, batch, setting.policy.vision_is_frozen)),
     batch((prompts, samples), jnp.float32), batch((prompts, samples), jnp.float32),
-    batch((prompts,), bool))
+    batch((prompts,), bool), batch((prompts,)) if parts.staleness.off_policy else None)
   state, found = made.abstract, {}
   with jax.set_mesh(parts.mesh):
     at_once = (setting.at_once,)

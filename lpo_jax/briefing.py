@@ -29,7 +29,7 @@ def opening(parts: build.Parts, prompts: int) -> str:
     lora, base = parts.policy_config.lora, sum(roofline.parameters(parts.policy_config))
     lines.append(f'trained: adapters of rank {lora.rank} on {", ".join(lora.targets)}, '
                  f'{parts.policy_config.adapter_params:,} parameters on {base:,}')
-  lines.append(parts.attention)
+  lines += [parts.attention, *parts.staleness.describe(prompts)]
   lines += sharding.notices(parts.mesh, parts.policy_config.kv_heads)
   return '\n'.join(lines)
 

@@ -22,6 +22,7 @@ from lpo_jax import (
   optimizer,
   policy,
   prompts,
+  replay,
   rewards,
   rollout,
   roofline,
@@ -54,6 +55,7 @@ class Parts:
   optimizer: optimizer.OptimizerConfig
   warmstart: optimizer.OptimizerConfig | None
   update: microbatch.UpdateConfig
+  staleness: replay.Staleness
   mesh: jax.sharding.Mesh
   attention: str  # which implementation was chosen, and why: a sentence
 
@@ -115,6 +117,12 @@ def plan(config, mesh=None) -> Parts:
   if tower := policy_config.vision:
     sharding.check_divisible(mesh, {'heads': tower.heads, 'mlp': tower.mlp_width,
                                     'embed': tower.width})
+  staleness = replay.Staleness(
+    config.async_rollouts, config.replay.fraction, config.replay.capacity,
+    config.replay.max_age, config.replay.min_ess)
+  staleness.check(config.prompts_per_step, config.samples_per_prompt, updating.behavior,
+                  sharding.batch_shards(mesh), config.sampling.prompts_at_once,
+                  policy_config.vision is not None)
   processor = _processor(config, policy_config, weights)
   return Parts(
     policy_config=policy_config, weights=weights,
@@ -127,7 +135,7 @@ def plan(config, mesh=None) -> Parts:
     evaluation=evaluate.EvalConfig(config.eval.samples, config.eval.final_samples,
                                    tuple(config.eval.pass_at), config.prompts_per_step),
     objective=objective_config, optimizer=_optimizer(config),
-    warmstart=_warmstart(config), update=updating, mesh=mesh,
+    warmstart=_warmstart(config), update=updating, staleness=staleness, mesh=mesh,
     attention=attention)
 
 
@@ -146,7 +154,8 @@ def setting(parts: Parts, prompts: int) -> roofline.Setting:
     chunk=sampling.chunk, micro_prompts=cut.micro_prompts,
     micro_responses=cut.micro_responses, logprob_chunk=cut.logprob_chunk,
     minibatches=cut.updates_per_step, epochs=cut.epochs,
-    behavior_pass=cut.behavior == 'learner' and cut.updates > 1,
+    behavior_pass=parts.staleness.off_policy or (
+      cut.behavior == 'learner' and cut.updates > 1),
     moment_dtype=parts.optimizer.moment_dtype, data=shape['data'], fsdp=shape['fsdp'],
     tensor=shape['tensor'],
     patches=max(sampling.processor.buckets) if sampling.processor else 0)
@@ -169,7 +178,8 @@ def _objective(config) -> objective.ObjectiveConfig:
     name=config.objective.name, score=config.objective.score,
     token_clip=config.objective.token_clip,
     temperature_rule=temperature.rule, temperature_value=temperature.value,
-    temperature_end=temperature.end, alpha=config.objective.alpha,
+    temperature_end=temperature.end, entropy_bonus=config.objective.entropy_bonus,
+    entropy_of=config.objective.entropy_of, alpha=config.objective.alpha,
     mix=config.objective.mix, mix_end=config.objective.mix_end,
     schedule=config.objective.schedule,
     schedule_steps=config.objective.schedule_steps, clip_low=config.objective.clip_low,
@@ -296,13 +306,6 @@ def _warmstart(config) -> optimizer.OptimizerConfig | None:
     warmup_steps=config.warmstart.warmup_steps, schedule='cosine',
     decay_steps=config.warmstart.steps, b2=config.warmstart.b2,
     weight_decay=config.warmstart.weight_decay, clip_norm=config.warmstart.clip_norm)
-
-
-def training_problems(config, parts: Parts, step: int) -> list:
-  """Return the training problems of one step, from 1."""
-  indices = tasks.base.problem_indices(len(parts.train_problems), config.seed, step - 1,
-                                       config.prompts_per_step)
-  return [parts.train_problems[int(i)] for i in indices]
 
 
 def warmstart_batch(config, parts: Parts, step: int):

@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 
 from lpo_jax import (
   build,
+  methods,
   metrics,
   microbatch,
   objective,
@@ -35,7 +36,7 @@ from lpo_jax import (
   update,
 )
 from lpo_jax import workdir as workdirs
-from lpo_jax.types import Group, Groups
+from lpo_jax.types import Groups
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +80,10 @@ def sample_again(folder: pathlib.Path, step: int) -> Batch:
     ValueError: the policy before that step is not kept; says which steps can be had.
   """
   config = read_config(folder)
+  if config.async_rollouts or config.replay.fraction:
+    raise ValueError(f'{folder} has async_rollouts={config.async_rollouts} and '
+                     f'replay.fraction={config.replay.fraction}: what it learned from '
+                     'cannot be sampled again from one policy')
   kept = sorted(int(path.name) for path in (folder / 'checkpoints').glob('*')
                 if path.name.isdigit())
   if not kept:
@@ -116,20 +121,17 @@ def compare(batch: Batch, names: list[str]) -> dict[str, tuple[np.ndarray, dict]
   for name in names:
     choices = dataclasses.replace(
       batch.parts.objective, name=name, clip_low=None, clip_high=None, aggregation=None,
-      **({} if name == objective.MIX else {'mix_end': None}))
+      **({} if name == objective.MIX else {'mix_end': None}),
+      **({'entropy_bonus': 0.0} if name in methods.METHODS else {}))
     function = objective.build(choices, samples)
 
     @jax.jit
     def measure(params, groups, step, function=function):
       groups = update.kept(groups, config)
       statistics = (*update.batch_statistics(groups), step)
-      gradient, _ = microbatch.gradient(function, params, groups, None, statistics,
-                                        True, config)
-      own = microbatch.logprobs(params, groups.rollouts, config)
-      answers = jax.vmap(function, in_axes=(microbatch.GROUP_AXES,))(Group(
-        own, own, groups.rollouts.response_mask, groups.rewards, groups.anchor_scores,
-        *statistics))
-      return answers.values.sum(axis=-1) * groups.keep[:, None], gradient
+      gradient, _, coefficients = microbatch.gradient(
+        function, params, groups, None, statistics, True, config)
+      return coefficients, gradient
 
     with jax.set_mesh(batch.parts.mesh):
       coefficients, gradient = measure(batch.params, batch.groups,

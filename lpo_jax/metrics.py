@@ -131,6 +131,11 @@ def read(workdir: str) -> list[dict]:
   return [row for row, _ in _whole_lines(pathlib.Path(workdir) / FILE)]
 
 
+def validation(numbers: dict) -> dict:
+  """Return those numbers that evaluation found."""
+  return {name: value for name, value in numbers.items() if name.startswith('val/')}
+
+
 def check_writable(workdir: str) -> None:
   """Create `workdir` if absent and prove that a file can be written in it.
 

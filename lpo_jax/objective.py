@@ -18,7 +18,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from lpo_jax import baselines, methods, simplex
+from lpo_jax import baselines, methods, simplex, tilt
 from lpo_jax import schedule as schedules
 from lpo_jax.simplex import geometry
 from lpo_jax.types import Array, Coefficients, Group, Mean
@@ -42,18 +42,7 @@ _PER_TOKEN = {
   'sum': lambda lengths: jnp.ones(lengths.shape),
 }
 
-# (group, value) -> tau f32[].
-_TEMPERATURES = {
-  'constant': lambda g, value: simplex.temperature_constant(g.rewards, value),
-  'group_std': lambda g, value: value * simplex.temperature_group_std(g.rewards),
-  'group_mean': lambda g, value: value * simplex.temperature_group_mean(g.rewards),
-  'batch_std': lambda g, value: value * g.batch_std,
-  'target_kl': lambda g, value: simplex.temperature_target_kl(
-    g.rewards, g.anchor_scores, value),
-  'target_ess': lambda g, value: simplex.temperature_target_ess(
-    g.rewards, g.anchor_scores, value),
-}
-TEMPERATURE_RULES = tuple(_TEMPERATURES)
+TEMPERATURE_RULES = tuple(tilt.RULES)
 _RULES_FOR_ONE = ('constant', 'batch_std')  # these need no second response
 
 
@@ -67,6 +56,8 @@ class ObjectiveConfig:
   temperature_rule: str = 'group_std'  # LPO: one of TEMPERATURE_RULES
   temperature_value: float = 1.0  # tau itself (constant), its factor, or what to solve
   temperature_end: float | None = None  # the value after `schedule_steps`
+  entropy_bonus: float = 0.0  # LPO: gamma in units of reward, see tilt.py
+  entropy_of: str = 'simplex'  # one of tilt.ENTROPIES
   alpha: float = 0.5  # lpo_alpha only; 0 is reverse KL, 1 forward KL
   mix: float = 0.0  # lpo_mix only: share of reverse KL, the rest is forward KL
   mix_end: float | None = None  # the share after `schedule_steps`
@@ -79,7 +70,7 @@ class ObjectiveConfig:
   def __post_init__(self):
     _check_choice('name', self.name, NAMES)
     _check_choice('score', self.score, _PER_TOKEN)
-    _check_choice('temperature_rule', self.temperature_rule, _TEMPERATURES)
+    _check_choice('temperature_rule', self.temperature_rule, tilt.RULES)
     if self.token_clip is not None and not 0 < self.token_clip < 1:
       raise ValueError(f'token_clip={self.token_clip} is not between 0 and 1; use 0.2, '
                        'or None for no clip')
@@ -97,6 +88,10 @@ class ObjectiveConfig:
                        '1; use a value between 1 and samples_per_prompt')
     if not math.isfinite(self.alpha):
       raise ValueError(f'alpha={self.alpha} is not finite; use a value such as 0.5')
+    tilt.check(self.temperature_rule, self.entropy_bonus, self.entropy_of)
+    if self.entropy_bonus and self.name in methods.METHODS:
+      raise ValueError(f'entropy_bonus={self.entropy_bonus} has no effect on name='
+                       f'{self.name}: it belongs to the target; leave it 0')
     self._check_stated()
 
   @property
@@ -162,16 +157,16 @@ def build(config: ObjectiveConfig,
   return coefficients
 
 
-def temperature(config: ObjectiveConfig) -> Callable[[Group], Array]:
-  """Return the map from a group to its target temperature tau, f32[]."""
-  rule, value = _TEMPERATURES[config.temperature_rule], config.temperatures
-  return lambda group: rule(group, value(group.step))
+def target(config: ObjectiveConfig) -> Callable[[Group], tuple[Array, Array]]:
+  """Return the map from a group to its target's temperature and anchor; see `tilt`."""
+  return tilt.build(config.temperature_rule, config.temperatures, config.entropy_bonus,
+                    config.entropy_of, config.score)
 
 
 def _listwise(config: ObjectiveConfig,
               samples_per_prompt: int) -> Callable[[Group], Coefficients]:
   """Return LPO, its virtual pair where K = 1, or the pointwise ablation."""
-  temperature_of = temperature(config)
+  target_of = target(config)
   band = (-math.inf, math.inf) if config.token_clip is None else (
     math.log1p(-config.token_clip), math.log1p(config.token_clip))
   if samples_per_prompt == 1:
@@ -186,7 +181,8 @@ def _listwise(config: ObjectiveConfig,
     lengths = jnp.sum(group.mask, axis=1)
     per_token = _PER_TOKEN[config.score](lengths)
     scores = per_token * jnp.sum(log_ratio, axis=1)
-    tau = temperature_of(group)
+    tau, anchor = target_of(group)
+    group = group.replace(anchor_scores=anchor)
     c, loss, log_p, log_target = project(group, scores, tau)
     outside = group.mask & ((log_ratio < band[0]) | (log_ratio > band[1]))
     values = jnp.where(group.mask & ~outside, (c * per_token)[:, None], 0.0)
@@ -281,6 +277,9 @@ def _check_group_size(config: ObjectiveConfig, samples_per_prompt: int):
     if rule not in _RULES_FOR_ONE:
       raise ValueError(f'samples_per_prompt=1 with temperature_rule={rule}: K = 1 with '
                        'a group rule; use constant or batch_std')
+    if config.entropy_bonus:
+      raise ValueError(f'samples_per_prompt=1 with entropy_bonus={config.entropy_bonus}'
+                       ': one response has no entropy; leave it 0')
   reads_rule = config.name not in methods.METHODS
   if reads_rule and rule == 'target_ess' and value > samples_per_prompt:
     raise ValueError(f'temperature_value={value} with temperature_rule=target_ess is '

@@ -58,13 +58,19 @@ def newest(config, parts: build.Parts, compiled: programs.Programs, workdir: str
 
 
 def resume(checkpoints: checkpoint.Checkpointer, parts: build.Parts,
-           compiled: programs.Programs):
+           compiled: programs.Programs, data=None):
   """Return the run's newest intact state and its step; None if there is none.
+
+  Args:
+    checkpoints: of the run.
+    parts: of the run.
+    compiled: its programs; they know the placement.
+    data: `TrainState.data` as shapes.
 
   Raises:
     ValueError: see `Checkpointer.restore`; or the base is not what it was.
   """
-  restored = checkpoints.restore(stored(compiled.abstract, parts))
+  restored = checkpoints.restore(stored(compiled.abstract.replace(data=data), parts))
   if restored is None or not parts.base_elsewhere:
     return restored
   state, step = restored

@@ -5,7 +5,8 @@ keeps what `lower(...).compile()` made, and the later call with arguments of the
 shapes, dtypes and placements finds it. The programs, and so the numbers, are the same;
 an argument that differs would only be compiled for again. Programs of many processes
 are compiled where they are called, in the order that all processes share; so are those
-of policies that read images, whose shapes the images decide, and of parts of a batch.
+of policies that read images, whose shapes the images decide, of parts of a batch, and
+the updates of groups that are not all new.
 """
 
 import concurrent.futures
@@ -14,6 +15,7 @@ import jax
 import numpy as np
 
 from lpo_jax import build, hosts, programs, rollout, sampler_programs
+from lpo_jax import supply as supplies
 from lpo_jax.policy import lora
 from lpo_jax.types import Groups, Rollouts
 
@@ -50,14 +52,15 @@ class Prepared:
     self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-def begin(config, parts: build.Parts, compiled: programs.Programs, phases,
-          resumed: int | None) -> Prepared:
+def begin(config, parts: build.Parts, compiled: programs.Programs,
+          supply: supplies.Supply, phases, resumed: int | None) -> Prepared:
   """Start to compile what a run calls first, in the order in which it does.
 
   Args:
     config: of the run.
     parts: of the run.
     compiled: its programs.
+    supply: its batches.
     phases: timer.
     resumed: step of the checkpoint that it goes on from; None at the start.
 
@@ -84,7 +87,7 @@ def begin(config, parts: build.Parts, compiled: programs.Programs, phases,
 
   def sampler(*_):
     with jax.set_mesh(mesh):
-      return _groups(config, parts, state.params)
+      return _groups(parts, supply.problems(1), state.params)
 
   def update(groups):
     with jax.set_mesh(mesh):
@@ -95,15 +98,14 @@ def begin(config, parts: build.Parts, compiled: programs.Programs, phases,
       compiled.certify.lower(state.params, state.step, groups).compile()
 
   found.add('sampler', sampler, *first)
-  if (resumed or 0) < config.num_steps:
+  if (resumed or 0) < config.num_steps and not parts.staleness.off_policy:
     found.add('update', update, 'sampler')
     found.add('certify', certify, 'sampler')
   return found
 
 
-def _groups(config, parts: build.Parts, params) -> Groups:
+def _groups(parts: build.Parts, problems, params) -> Groups:
   """Compile the sampler; return the groups of a step, some of it as shapes."""
-  problems = build.training_problems(config, parts, 1)
   sampling, tokenizer, size = parts.sampling, parts.tokenizer, len(problems)
   encoded = rollout.encode(problems, tokenizer, sampling)
   shape = (size, sampling.samples_per_prompt)

@@ -18,7 +18,7 @@ from lpo_jax import metrics as metrics_lib
 from lpo_jax import policy as policies
 from lpo_jax import rewards as rewards_lib
 from lpo_jax import tokenizer as tokenizers
-from lpo_jax.types import Groups, Images, Mean, Problem, Rollouts
+from lpo_jax.types import Groups, Images, Mean, Problem, Responses, Rollouts
 
 _VERDICT_ALONE = rewards_lib.Weights()
 
@@ -158,13 +158,22 @@ def collect(policy: policies.Policy, problems: Sequence[Problem], key: jax.Array
             config: SamplingConfig, mesh: jax.sharding.Mesh, phases,
             weights: rewards_lib.Weights = _VERDICT_ALONE,
             ) -> tuple[Groups, Graded]:
-  """Sample and verify one batch.
+  """Sample and verify one batch; see `begin`."""
+  return begin(policy, problems, key, task, tokenizer, config, mesh, phases, weights)()
+
+
+def begin(policy: policies.Policy, problems: Sequence[Problem], key: jax.Array,
+          task: tasks.base.Task, tokenizer: tokenizers.Tokenizer,
+          config: SamplingConfig, mesh: jax.sharding.Mesh, phases,
+          weights: rewards_lib.Weights = _VERDICT_ALONE,
+          recorded: Responses | None = None) -> Callable[[], tuple[Groups, Graded]]:
+  """Sample one batch and begin to verify it; return what waits for the verdicts.
 
   With `prompts_at_once` below B, the responses of one part are judged while the next
   part decodes, where the task judges in a pool. Samples are the same either way.
 
   Args:
-    policy: pi_b.
+    policy: pi_b; not read where responses are recorded.
     problems: B of them.
     key: PRNG key of this step.
     task: verifier.
@@ -173,10 +182,12 @@ def collect(policy: policies.Policy, problems: Sequence[Problem], key: jax.Array
     mesh: where.
     phases: timer; `sample` and `grade` are added to.
     weights: of the parts of a reward.
+    recorded: the responses, instead of sampling them; of text only.
 
   Returns:
-    Groups on the device, with anchor scores 0 since pi_t = pi_b, and what the host
-    knows of them; its rewards are weighed, its metrics named as in metrics.jsonl.
+    A function of Groups on the device, with anchor scores 0 since pi_t = pi_b, and
+    what the host knows of them; its rewards are weighed, its metrics named as in
+    metrics.jsonl.
   """
   at_once = config.prompts_at_once or len(problems)
   parts, waiting = [], []
@@ -185,20 +196,29 @@ def collect(policy: policies.Policy, problems: Sequence[Problem], key: jax.Array
     for start in range(0, len(problems), at_once):
       rows = np.arange(start, start + at_once, dtype=np.int32)
       part = jax.tree.map(lambda x, rows=rows: x[rows], encoded)
-      parts.append(sample(policy, part.tokens, part.mask, key, config, tokenizer, mesh,
-                          rows, part.images))
+      parts.append(
+        sample(policy, part.tokens, part.mask, key, config, tokenizer, mesh, rows,
+               part.images) if recorded is None
+        else _replayed(*hosts.place((part.tokens, part.mask), mesh), recorded, start))
       own = hosts.local(parts[-1].replace(images=None), mesh)
       rows = rows[hosts.own_rows(at_once, mesh)]
       asked = [problems[row] for row in rows]
       waiting.append((rows, asked, own,
                       submit(task, asked, decode(own, tokenizer))))
+  return lambda: _collected(parts, waiting, task, config, weights, tokenizer, mesh,
+                            len(problems), phases)
+
+
+def _collected(parts, waiting, task, config: SamplingConfig, weights, tokenizer, mesh,
+               size: int, phases) -> tuple[Groups, Graded]:
+  """Return the groups and verdicts of `begin`, once they are given."""
   with phases('grade'):
     graded = _merged([
       (rows, _weighed(task, asked, graded(), own, config, weights, tokenizer))
       for rows, asked, own, graded in waiting])
-    graded = share(graded, graded.rows, len(problems))
+    graded = share(graded, graded.rows, size)
   rewards, anchor, keep = hosts.place(
-    (graded.rewards, np.zeros_like(graded.rewards), np.ones(len(problems), bool)), mesh)
+    (graded.rewards, np.zeros_like(graded.rewards), np.ones(size, bool)), mesh)
   rollouts = parts[0] if len(parts) == 1 else _joined(parts)
   return Groups(rollouts, rewards, anchor, keep), graded
 
@@ -232,6 +252,15 @@ def _merged(parts: list[tuple[np.ndarray, Graded]]) -> Graded:
   return Graded([row for _, graded in parts for row in graded.texts],
                 np.concatenate([graded.rewards for _, graded in parts]), found,
                 np.concatenate([rows for rows, _ in parts]))
+
+
+@jax.jit
+def _replayed(prompt, prompt_mask, recorded: Responses, start) -> Rollouts:
+  """Return the rollouts of some rows, from `start`, whose responses are recorded."""
+  tokens, mask, logprobs = (
+    sharding.constrain_batch(jax.lax.dynamic_slice_in_dim(x, start, prompt.shape[0]))
+    for x in (recorded.tokens, recorded.mask, recorded.logprobs))
+  return Rollouts(prompt, prompt_mask, tokens, mask, logprobs)
 
 
 @jax.jit

@@ -30,13 +30,14 @@ from lpo_jax import (
   programs,
   rollout,
   suites,
+  supply,
 )
 from lpo_jax import metrics as metrics_lib
 from lpo_jax import workdir as workdirs
 from lpo_jax.types import TrainState
 
 # Streams of randomness under key(seed); problems have their own (tasks.base).
-INIT, SAMPLE, EVALUATE, ADAPT = 0, 2, 3, 4
+INIT, SAMPLE, EVALUATE, ADAPT, REPLAY = 0, 2, 3, 4, 5
 WATCHED = ('reward/mean', 'group/flat_frac', 'actor/entropy', 'actor/grad_norm')
 
 
@@ -87,11 +88,15 @@ class Run:
     jax.monitoring.register_event_duration_secs_listener(self._count_compile)
     signal.signal(signal.SIGTERM, lambda *_: setattr(self, 'stop_asked', True))
     with jax.set_mesh(self.parts.mesh):
-      restored = origin.resume(self.checkpoints, self.parts, self.programs)
+      self.supply = supply.Supply(
+        self.parts, self.config.prompts_per_step, self.config.seed,
+        self.config.num_steps, self._key(SAMPLE), self._key(REPLAY), self.phases)
+      restored = origin.resume(self.checkpoints, self.parts, self.programs,
+                               self.supply.abstract)
       say(*self.checkpoints.messages)
       step = None if restored is None else restored[1]
-      self.prepared = prepare.begin(self.config, self.parts, self.programs, self.phases,
-                                    step)
+      self.prepared = prepare.begin(self.config, self.parts, self.programs, self.supply,
+                                    self.phases, step)
       self.writer = metrics_lib.Writer(self.workdir, step, self.config.log.tensorboard
                                        ) if hosts.first() else metrics_lib.Silence()
       workdirs.write_config(self.workdir, self.plain_config)
@@ -118,6 +123,7 @@ class Run:
     else:
       state, start = restored
       say(f'resuming after step {start}')
+      state = self.supply.restore(state, start)
     steps = range(start + 1, self.config.num_steps + 1)
     pending = None
     with tqdm.tqdm(steps, initial=start, total=self.config.num_steps, unit='step',
@@ -171,24 +177,21 @@ class Run:
     """Run one iteration; write the one before while the device is busy."""
     self.prepared.wait()
     with self.phases('step'):
-      problems = build.training_problems(self.config, self.parts, step)
-      groups, graded = rollout.collect(
-        state.params, problems, jax.random.fold_in(self._key(SAMPLE), step),
-        self.parts.task, self.parts.tokenizer, self.parts.sampling, self.parts.mesh,
-        self.phases, self.parts.reward)
+      batch = self.supply.take(state.params, step)
       with self.phases('update'):
-        state, metrics = self.programs.update(state, groups)
+        state, metrics, coefficients = self.programs.update(state, batch.groups)
         self._flush(pending)
+        self.supply.finish()
         jax.block_until_ready(state.params)
-    pending = Pending(step, metrics | graded.metrics, {}, groups)
+    pending = Pending(step, metrics | batch.graded.metrics | batch.metrics, {},
+                      batch.groups)
     if step % self.config.log.groups_every == 0 or step == 1:
-      self._look_inside(state, pending, problems, graded)
+      self._look_inside(state, pending, batch, coefficients)
     if step == 1:
-      found, shown = metrics_lib.reduce(pending.metrics), rollout.texts(graded, 1)
-      prompt = self.parts.tokenizer.render(problems[0].prompt)
-      for line in briefing.first_step(found, prompt, shown[0]):
-        say(line)
-    pending.numbers |= self._timings(groups)
+      found, shown = metrics_lib.reduce(pending.metrics), rollout.texts(batch.graded, 1)
+      prompt = self.parts.tokenizer.render(batch.problems[0].prompt)
+      say(*briefing.first_step(found, prompt, shown[0]))
+    pending.numbers |= self._timings(batch.fresh)
     bar.set_postfix({name: f'{float(jax.device_get(metrics[name])):.3f}'
                      for name in WATCHED})
     return state, pending
@@ -233,25 +236,26 @@ class Run:
         params, parts.eval_sets, parts.task, parts.tokenizer, self._key(EVALUATE),
         parts.eval_sampling, parts.evaluation if wide else parts.evaluation.narrow(),
         parts.mesh)
-    for line in suites.headlines(found, parts):
-      say(f'step {step}: {line}')
+    say(*(f'step {step}: {line}' for line in suites.headlines(found, parts)))
     return suites.flat(found)
 
   def _save(self, state, step: int, numbers: dict, force: bool = False) -> None:
     with self.phases('save'):
       self.writer.sync()
-      kept = origin.stored(state, self.parts)
+      kept = origin.stored(state.replace(data=self.supply.kept()), self.parts)
       self.checkpoints.save(step, kept, numbers, force=force)
 
-  def _look_inside(self, state, pending: Pending, problems, graded) -> None:
+  def _look_inside(self, state, pending: Pending, batch, coefficients) -> None:
     """Measure the update's certificate and write a few groups to rollouts/."""
     metrics, simplexes = self.programs.certify(state.params, state.step - 1,
                                                 pending.groups)
     pending.metrics |= metrics
-    shown = min(self.config.log.groups, len(problems))
+    shown = min(self.config.log.groups, len(batch.problems))
     workdirs.write_groups(
-      self.workdir, pending.step, problems[:shown], rollout.texts(graded, shown),
-      graded.rewards, [np.exp(jax.device_get(x)) for x in simplexes])
+      self.workdir, pending.step, batch.problems[:shown],
+      rollout.texts(batch.graded, shown), batch.graded.rewards,
+      [np.exp(jax.device_get(x)) for x in simplexes], jax.device_get(coefficients),
+      hosts.fetch(batch.groups.rollouts.response_mask.sum(axis=-1)))
 
   def _timings(self, groups) -> dict[str, float]:
     numbers = self.phases.flush()
@@ -267,8 +271,8 @@ class Run:
     """Write the summary and the curves."""
     if hosts.first():
       rows = metrics_lib.read(self.workdir)
-      self._summarise(self.config.num_steps, rows[-1], first=_validation(rows[0]),
-                      total_tokens=self.tokens)
+      self._summarise(self.config.num_steps, rows[-1], total_tokens=self.tokens,
+                      first=metrics_lib.validation(rows[0]))
       self.writer.sync()
       curves.of_run(self.workdir)
       say(f'done: {self.workdir}/summary.json, curves.png')
@@ -276,7 +280,7 @@ class Run:
   def _summarise(self, step: int, numbers: dict, **more) -> None:
     workdirs.write_summary(self.workdir, {
       'step': step, 'seed': self.config.seed, 'objective': self.config.objective.name,
-      'final': _validation(numbers), **more})
+      'final': metrics_lib.validation(numbers), **more})
 
   def evaluate_only(self) -> None:
     """Evaluate the newest policy (`origin.newest`): table, eval.json, summary."""
@@ -308,10 +312,6 @@ class Run:
 
   def _count_compile(self, event: str, duration: float, **_) -> None:
     self.compiles += event.endswith('backend_compile_duration')
-
-
-def _validation(numbers: dict) -> dict:
-  return {name: value for name, value in numbers.items() if name.startswith('val/')}
 
 
 def say(*lines: str) -> None:

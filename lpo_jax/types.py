@@ -42,6 +42,15 @@ class Rollouts:
 
 
 @struct.dataclass
+class Responses:
+  """What of Rollouts cannot be had again without pi_b."""
+
+  tokens: Array  # i32[B, K, N]
+  mask: Array  # bool[B, K, N]
+  logprobs: Array  # f32[B, K, N]
+
+
+@struct.dataclass
 class Groups:
   """Verified rollouts: what one update learns from."""
 
@@ -49,6 +58,7 @@ class Groups:
   rewards: Array  # f32[B, K] in [0, 1]
   anchor_scores: Array  # f32[B, K]: s_t = log pi_t - log pi_b; 0 when pi_t = pi_b
   keep: Array  # bool[B]: groups that count
+  age: Array | None = None  # i32[B]: iterations since pi_b was pi_t; None: all none
 
 
 @struct.dataclass
@@ -98,3 +108,4 @@ class TrainState:
   params: Any  # the policy, a pytree
   opt_state: Any  # of what is trained of it: see policy/lora.py
   skipped: Array  # i32[]: updates skipped in a row for a non-finite gradient
+  data: Any = None  # in checkpoints: what batches to come are made of, see supply.py

@@ -1,9 +1,9 @@
 """Groups -> a better policy: E epochs of minibatches of whole groups, in one program.
 
-pi_b and pi_t are the policy as it comes in; w* and the advantages are fixed by the
-batch's rewards, while P moves with theta from one minibatch to the next (paper,
-Algorithm 1). `microbatch` finds each minibatch's gradient; here it becomes a step of
-the optimiser, or is refused when it is not finite.
+pi_t is the policy as it comes in, and so is pi_b but for groups of some age (`replay`);
+w* and the advantages are fixed by the batch's rewards, while P moves with theta from
+one minibatch to the next (paper, Algorithm 1). `microbatch` finds each minibatch's
+gradient; here it becomes a step of the optimiser, or is refused when it is not finite.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,10 @@ from lpo_jax.types import Coefficients, Group, Groups, Mean, TrainState
 def make_update(objective: Callable[[Group], Coefficients],
                 optimizer: optax.GradientTransformation, learning_rate: optax.Schedule,
                 config: UpdateConfig):
-  """Return the pure function (TrainState, Groups) -> (TrainState, metrics).
+  """Return the pure function (TrainState, Groups) -> (TrainState, metrics, c).
+
+  c is f32[B, K], each response's coefficients summed over its tokens, as the first
+  epoch used them; 0 in groups that do not count.
 
   A non-finite gradient, or a minibatch in which no group counts, leaves parameters
   and moments as they were; the former is counted in `TrainState.skipped`.
@@ -31,40 +34,48 @@ def make_update(objective: Callable[[Group], Coefficients],
 
   def update(state: TrainState, groups: Groups):
     groups = kept(groups, config)
+    order = jnp.arange(groups.keep.shape[0])
     if config.skip_flat_groups:
-      groups = microbatch.pack(groups, config)
+      order = microbatch.packing(groups.keep, config)
+      groups = jax.tree.map(lambda x: x[order], groups)
     statistics = (*batch_statistics(groups), state.step)
     behavior = _behavior_logprobs(state.params, groups, config)
     batches = sharding.split((groups, behavior), config.updates_per_step)
 
     def minibatch(state, batch):
       index, (groups, behavior) = batch
-      grads, metrics = microbatch.gradient(
+      grads, metrics, coefficients = microbatch.gradient(
         objective, state.params, groups, behavior, statistics, index == 0, config)
-      return _apply(optimizer, learning_rate, state, grads, metrics, groups.keep)
+      state, metrics = _apply(optimizer, learning_rate, state, grads, metrics,
+                              groups.keep)
+      return state, (metrics, coefficients)
 
     def epoch(state, number):
       index = number * config.updates_per_step + jnp.arange(config.updates_per_step)
-      state, metrics = jax.lax.scan(minibatch, state, (index, batches))
-      return state, jax.tree.map(jnp.sum, metrics)
+      state, (metrics, coefficients) = jax.lax.scan(minibatch, state, (index, batches))
+      return state, (jax.tree.map(jnp.sum, metrics), sharding.joined(coefficients))
 
-    state, learned = jax.lax.scan(epoch, state, jnp.arange(config.epochs))
+    state, (learned, coefficients) = jax.lax.scan(epoch, state,
+                                                  jnp.arange(config.epochs))
     metrics = jax.tree.map(jnp.sum, learned) | _batch_metrics(groups, state.skipped)
-    return state.replace(step=state.step + 1), metrics
+    coefficients = jnp.zeros_like(coefficients[0]).at[order].set(coefficients[0])
+    return state.replace(step=state.step + 1), metrics, coefficients
 
   return update
 
 
-def certify(policy, step, groups: Groups, temperature: Callable[[Group], jax.Array],
-            config: UpdateConfig):
+def certify(policy, step, groups: Groups,
+            target: Callable[[Group], tuple[jax.Array, jax.Array]],
+            config: UpdateConfig, score: str = 'mean'):
   """Measure an update with Theorem 2, from the policy after it.
 
   Args:
     policy: after the update.
     step: i32[], finished iterations before it.
     groups: what it learned from; their sampled log-probabilities stand for pi_b.
-    temperature: the group's tau.
-    config: of the update; scores are mean log-ratios.
+    target: the temperature and the anchor of a group's target, see `tilt`.
+    config: of the update.
+    score: of the objective, `mean` or `sum`.
 
   Returns:
     metrics over kept groups (`lpo/kl_fwd_after`, `lpo/gain`, `lpo/projection_error`,
@@ -77,14 +88,14 @@ def certify(policy, step, groups: Groups, temperature: Callable[[Group], jax.Arr
 
   def one(group: Group):
     scores = sequence.sequence_scores(group.logprobs, group.behavior_logprobs,
-                                      group.mask)
-    tau, anchor = temperature(group), group.anchor_scores
-    target = simplex.gibbs_target(group.rewards, tau, anchor)
-    found = simplex.certificate(anchor, scores, group.rewards, tau, anchor)
-    values = {'lpo/kl_fwd_after': simplex.forward_kl(scores, target),
+                                      group.mask, score)
+    before, (tau, anchor) = group.anchor_scores, target(group)
+    log_target = simplex.gibbs_target(group.rewards, tau, anchor)
+    found = simplex.certificate(before, scores, group.rewards, tau, anchor)
+    values = {'lpo/kl_fwd_after': simplex.forward_kl(scores, log_target),
               'lpo/gain': found.gain, 'lpo/projection_error': found.projection_error,
               'lpo/improvement': found.improvement}
-    return values, (target, jax.nn.log_softmax(anchor), jax.nn.log_softmax(scores))
+    return values, (log_target, jax.nn.log_softmax(before), jax.nn.log_softmax(scores))
 
   values, simplexes = jax.vmap(one, in_axes=(microbatch.GROUP_AXES,))(Group(
     logprobs, rollouts.logprobs, rollouts.response_mask, groups.rewards,
@@ -145,14 +156,19 @@ def _batch_metrics(groups: Groups, skipped) -> dict:
   rollouts = groups.rollouts
   lengths = jnp.sum(rollouts.response_mask, axis=-1)
   flat = jax.vmap(geometry.is_flat)(groups.rewards)
-  everything = jnp.ones_like(lengths, bool)
+  newest = jnp.ones_like(flat)  # what the policy does now, not in past groups
+  if groups.age is not None:
+    newest = groups.age == jnp.min(groups.age)
+  everything = newest[:, None] & jnp.ones_like(lengths, bool)
   return {
     # An unbiased estimate of the entropy per token at pi_b, over every response.
-    'actor/entropy': microbatch.mean(-rollouts.logprobs, rollouts.response_mask),
+    'actor/entropy': microbatch.mean(
+      -rollouts.logprobs, newest[:, None, None] & rollouts.response_mask),
     'reward/mean': microbatch.mean(groups.rewards, everything),
-    'group/flat_frac': microbatch.mean(flat, jnp.ones_like(flat)),
+    'group/flat_frac': microbatch.mean(flat, newest),
     'group/kept_frac': microbatch.mean(groups.keep, jnp.ones_like(flat)),
     'response_length/mean': microbatch.mean(lengths, everything),
     'actor/skipped_in_row': Mean(skipped.astype(jnp.float32), jnp.float32(1)),
-    'response_length/max': Mean(jnp.max(lengths).astype(jnp.float32), jnp.float32(1)),
+    'response_length/max': Mean(jnp.max(jnp.where(everything, lengths, 0)).astype(
+      jnp.float32), jnp.float32(1)),
   }

@@ -50,6 +50,9 @@ def tiny(**changes):
   ({'task__name': 'countdwn'}, r"did you mean 'countdown'"),
   ({'eval__every': 0}, r'eval.every=0'),
   ({'num_steps': -1}, r'num_steps=-1'),
+  ({'replay__fraction': 0.3}, r'replay.fraction=0.3 of prompts_per_step=8'),
+  ({'async_rollouts': 2}, r'async_rollouts=2: 0, or 1'),
+  ({'objective__entropy_bonus': -1.0}, r'entropy_bonus=-1.0'),
   ({'optimizer__learning_rate': None}, r'optimizer.learning_rate=None'),
 ])
 def test_a_bad_value_is_named(changes, message):

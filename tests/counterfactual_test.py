@@ -47,6 +47,15 @@ def test_the_groups_are_those_of_the_run(run, batch):
   assert row['reward/mean'] == pytest.approx(float(batch.graded.rewards.mean()))
 
 
+@pytest.mark.parametrize('field', ['async_rollouts', 'replay'])
+def test_groups_that_came_from_several_policies_are_refused(run, tmp_path, field):
+  config = json.loads((run / 'config.json').read_text())
+  config[field] = 1 if field == 'async_rollouts' else config[field] | {'fraction': 0.5}
+  (tmp_path / 'config.json').write_text(json.dumps(config))
+  with pytest.raises(ValueError, match='cannot be sampled again'):
+    counterfactual.sample_again(tmp_path, 2)
+
+
 def test_on_policy_reverse_kl_and_grpo_are_one_direction(found):
   norms, between = counterfactual.cosines(
     {name: gradient for name, (_, gradient) in found.items()})

@@ -106,6 +106,35 @@ def test_token_clip_is_the_papers_loss_with_a_clipped_log_ratio(score):
                              (above | below).mean(), rtol=1e-6)
 
 
+@pytest.mark.parametrize('tau,bonus', [(0.4, 0.0), (0.4, 0.3)])
+def test_off_policy_both_projections_are_the_papers_in_float64(tau, bonus):
+  """s_t != 0: w* = softmax((R + tau s_t) / (tau + gamma)); Eq. 10 and Eq. 11."""
+  group = _group(seed=4)
+  wide = jax.tree.map(np.float64, group)
+  lengths = np.maximum(group.mask.sum(1), 1)
+  delta = np.where(group.mask, wide.logprobs - wide.behavior_logprobs, 0)
+  s = delta.sum(1) / lengths
+  phi = (wide.rewards + tau * wide.anchor_scores) / (tau + bonus)
+  p, w = (np.exp(x) / np.exp(x).sum() for x in (s, phi))
+  d = s - phi
+  for name, c in (('lpo_fwd', p - w), ('lpo_rev', p * (d - (p * d).sum()))):
+    answer = _answer(group, name=name, token_clip=None, temperature_rule='constant',
+                     temperature_value=tau, entropy_bonus=bonus)
+    expected = np.where(group.mask, (c / lengths)[:, None], 0)
+    np.testing.assert_allclose(answer.values, expected, atol=2e-7)
+    assert abs(c.sum()) < 1e-12 and np.abs(c).max() > 0.02
+
+
+@pytest.mark.parametrize('name', ['lpo_fwd', 'lpo_rev', 'lpo_js'])
+def test_on_policy_an_entropy_bonus_is_a_warmer_temperature(name):
+  group = _group(seed=2).replace(anchor_scores=np.zeros(_K, np.float32))
+  choices = dict(name=name, temperature_rule='constant')
+  bonus = _answer(group, temperature_value=0.5, entropy_bonus=0.25, **choices)
+  warmer = _answer(group, temperature_value=0.75, **choices)
+  np.testing.assert_array_equal(bonus.values, warmer.values)
+  assert float(bonus.metrics['lpo/tau']) == 0.75
+
+
 _PUBLISHED = {
   'grpo': ('ppo', 0.2, 0.2, 'seq_mean_token_mean'),
   'dr_grpo': ('ppo', 0.2, 0.2, 'seq_mean_const_len'),
@@ -326,6 +355,8 @@ def test_group_relative_methods_refuse_one_response(name):
   ({'temperature_value': 0.0}, 'temperature_value=0.0'),
   ({'temperature_value': float('nan')}, 'temperature_value=nan'),
   ({'temperature_rule': 'target_ess'}, 'temperature_value=1.0.*above 1'),
+  ({'entropy_bonus': -1.0}, 'entropy_bonus=-1.0'),
+  ({'entropy_bonus': 0.1, 'name': 'grpo'}, 'entropy_bonus=0.1 has no effect'),
   ({'alpha': float('inf')}, 'alpha=inf'),
   ({'name': 'grpo', 'clip_low': 2.0}, 'clip_low=2.0'),
   ({'name': 'grpo', 'clip_high': -0.1}, 'clip_high=-0.1'),

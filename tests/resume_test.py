@@ -147,3 +147,32 @@ def test_a_run_starts_from_another_runs_policy(whole, tmp_path, environment):
   assert f'starting from the policy in {whole}' in output
   validation = 'val/countdown/mean@4'
   assert lines(tmp_path / 'run')[0][validation] == lines(whole)[-1][validation]
+
+
+STALE = ('--config.async_rollouts=1', '--config.replay.fraction=0.25',
+         '--config.task.reward.correct=0.5', '--config.task.reward.length=0.5',
+         '--config.optimizer.learning_rate=3e-3')  # rewards differ, the policy moves
+
+
+@pytest.fixture(scope='module')
+def whole_stale(tmp_path_factory, environment):
+  """The same for a run that learns from the past and samples ahead."""
+  workdir = tmp_path_factory.mktemp('whole_stale') / 'run'
+  finish(start(workdir, environment, *STALE))
+  return workdir
+
+
+@pytest.mark.parametrize(('path', 'text'), [
+  ('checkpoints/2/manifest', None), ('metrics.jsonl', '"step": 3,')])
+def test_past_groups_and_batches_sampled_ahead_survive_a_kill(
+    path, text, whole_stale, tmp_path, environment):
+  process = start(tmp_path / 'run', environment, *STALE)
+  wait_for(tmp_path / 'run' / path, process, text)
+  process.send_signal(signal.SIGKILL)
+  process.communicate()
+  output = finish(start(tmp_path / 'run', environment, *STALE))
+  assert 'resuming after step' in output
+  assert numbers(tmp_path / 'run') == numbers(whole_stale)
+  last = numbers(whole_stale)[-1]
+  assert last['replay/age'] >= 2 and last['async/age'] == 1
+  assert last['actor/grad_norm'] > 0 and last['async/ess'] < 1

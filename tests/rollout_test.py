@@ -10,7 +10,7 @@ import pytest
 from configs import models
 from lpo_jax import phases, policy, rewards, rollout, sharding, tasks, tokenizer
 from lpo_jax.tasks import grading
-from lpo_jax.types import Problem, Rollouts
+from lpo_jax.types import Problem, Responses, Rollouts
 from tests import learner
 
 _CONFIG = rollout.SamplingConfig(samples_per_prompt=3, max_new_tokens=6, chunk=8,
@@ -147,6 +147,23 @@ def test_parts_are_judged_as_they_come_and_change_nothing():
     expected = float(mean.total) * (2 if name == 'grading/timeout_frac' else 1)
     assert float(graded_parts.metrics[name].total) == pytest.approx(expected), name
   assert [event.split()[0] for event in events] == ['submit'] * 2 + ['result'] * 2
+
+
+@pytest.mark.parametrize(('at_once', 'shape'), [(0, (1, 1, 1)), (2, (2, 1, 1))])
+def test_recorded_responses_are_judged_as_when_they_were_sampled(at_once, shape):
+  expected, graded, _ = _collected_in_parts(at_once)
+  rollouts, mesh = expected.rollouts, sharding.make_mesh(shape)
+  recorded = Responses(rollouts.response, rollouts.response_mask, rollouts.logprobs)
+  with jax.set_mesh(mesh):
+    found, again = rollout.begin(
+      None, tasks.get('countdown').problems('train')[:4], None, _Slow(),
+      tokenizer.get('countdown'), dataclasses.replace(_CONFIG, prompts_at_once=at_once),
+      mesh, phases.Phases(None), rewards.Weights(0.5, 0.25, 0.25, full_length=0.5),
+      sharding.shard_batch(recorded, mesh))()
+  jax.tree.map(np.testing.assert_array_equal, jax.device_get(found), expected)
+  assert again.texts == graded.texts
+  assert ({name: float(mean) for name, mean in again.metrics.items()}
+          == {name: float(mean) for name, mean in graded.metrics.items()})
 
 
 def test_rewards_are_the_parts_weighed_and_each_part_is_a_metric():

@@ -272,13 +272,13 @@ def test_cache_grows_by_half_and_only_as_far_as_responses_need(calls):
 
 
 def test_decoding_ends_when_every_row_has_stopped(monkeypatch):
-  starts, decode = [], sampler._decode
+  starts, decode = [], sampler.decode
 
   def spy_decode(policy, rows, *rest, **settings):
     starts.append(int(rows.cache.length) + 1)
     return decode(policy, rows, *rest, **settings)
 
-  monkeypatch.setattr(sampler, '_decode', spy_decode)
+  monkeypatch.setattr(sampler, 'decode', spy_decode)
   batch = _sample(stop_tokens=tuple(range(13)), temperature=0.0, chunk=4)
   assert (batch.response_mask.sum(-1) == 1).all()
   assert starts == [1]

@@ -57,6 +57,33 @@ def test_a_batch_of_flat_groups_changes_nothing(config, tmp_path, monkeypatch):
   assert json.loads((tmp_path / 'summary.json').read_text())['step'] == 3
 
 
+def test_on_policy_reverse_projection_is_the_policy_gradient_over_a_whole_run(
+    config, tmp_path, monkeypatch):
+  """Proposition 1, curve on curve: one update a batch, the same temperature."""
+  monkeypatch.setattr(countdown_task.Countdown, 'verify',
+                      lambda _, problem, text: float(text.count('1') > 0))
+  config.update(num_steps=10, updates_per_step=1, epochs=1)
+  config.optimizer.learning_rate = 3e-3
+  curves = {}
+  for name in ('grpo', 'lpo_rev', 'lpo_fwd'):
+    config.objective.name = name
+    config.objective.aggregation = 'seq_mean_token_mean' if name == 'grpo' else None
+    train.Run(config, str(tmp_path / name)).train()
+    curves[name] = {
+      (line['step'], number): value for line in metrics_lib.read(str(tmp_path / name))
+      for number, value in line.items()
+      if number.startswith(('reward/', 'val/', 'group/', 'actor/grad_norm',
+                            'actor/entropy', 'response_length/'))}
+  gradient, reverse, forward = (curves[name] for name in ('grpo', 'lpo_rev', 'lpo_fwd'))
+  assert gradient.keys() == reverse.keys()
+  rewards = [gradient[step, 'reward/mean'] for step in range(1, 11)]
+  assert max(rewards) - min(rewards) > 0.1  # it learned, so there is a curve
+  for key, value in gradient.items():
+    np.testing.assert_allclose(reverse[key], value, rtol=1e-4, err_msg=str(key))
+  assert any(forward[key] != pytest.approx(gradient[key], rel=1e-2)
+             for key in gradient)  # what could have been otherwise
+
+
 def test_a_workdir_of_another_configuration_is_refused(config, tmp_path):
   config.num_steps = 0
   train.Run(config, str(tmp_path)).train()

@@ -1,0 +1,39 @@
+"""Is an entropy bonus gamma really only a temperature of tau + gamma?
+
+On the simplex of K responses and on-policy it is, exactly: argmax <w, R> -
+tau KL(w || P_t) + gamma H(w) = softmax(R / (tau + gamma)), so `simplex-fresh` and
+`warmer-fresh` must be one curve. Two things could part them. Where the data are stale
+the bonus also flattens the anchor, tau s_t / (tau + gamma). And the entropy of the
+policy itself, of which the K responses are draws, adds -gamma log pi_b to the rewards:
+unlikely responses are worth more (lpo_jax/tilt.py).
+
+python -m lpo_jax.study --study=experiments/studies/entropy_bonus.py --out=runs/bonus
+"""
+
+from lpo_jax import study
+
+TAU, GAMMA = 0.5, 0.5
+
+BONUSES = {
+  'none': {'objective.temperature.value': TAU},
+  'warmer': {'objective.temperature.value': TAU + GAMMA},
+  'simplex': {'objective.temperature.value': TAU, 'objective.entropy_bonus': GAMMA},
+  'policy': {'objective.temperature.value': TAU, 'objective.entropy_bonus': GAMMA,
+             'objective.entropy_of': 'policy'},
+}
+DATA = {
+  'fresh': {},
+  'stale': {'replay.fraction': 0.5, 'replay.max_age': 16, 'async_rollouts': 1},
+}
+
+
+def get_study(variant: str = 'small') -> study.Study:
+  """Return the study on one variant of the Countdown experiment."""
+  methods = {name: {'objective.name': name} for name in ('lpo_fwd', 'lpo_rev')}
+  pairs = tuple((f'{name}-{first}-{data}', f'{name}-{second}-{data}')
+                for name in methods for data in DATA for first, second in (
+                  ('simplex', 'warmer'), ('policy', 'warmer'), ('warmer', 'none')))
+  return study.Study(
+    base=f'experiments/countdown.py:{variant}',
+    fixed={'objective.temperature.rule': 'constant'},
+    runs=study.cross(methods, BONUSES, DATA), pairs=pairs)
