@@ -12,6 +12,7 @@ import jax
 
 from configs import models
 from lpo_jax import (
+  batches,
   checks,
   evaluate,
   hosts,
@@ -19,6 +20,7 @@ from lpo_jax import (
   images,
   microbatch,
   objective,
+  offline,
   optimizer,
   policy,
   prompts,
@@ -26,8 +28,8 @@ from lpo_jax import (
   rollout,
   roofline,
   sharding,
+  step_level,
   tasks,
-  warmstart,
 )
 from lpo_jax import tokenizer as tokenizers
 
@@ -54,6 +56,8 @@ class Parts:
   optimizer: optimizer.OptimizerConfig
   warmstart: optimizer.OptimizerConfig | None
   update: microbatch.UpdateConfig
+  step_level: step_level.StepLevel | None
+  lists: offline.Lists | None  # learned from instead of sampled groups
   mesh: jax.sharding.Mesh
   attention: str  # which implementation was chosen, and why: a sentence
 
@@ -75,9 +79,14 @@ def build(config) -> Parts:
   for problems in (*(held_out.problems for held_out in eval_sets.values()),
                    train_problems[:CHECKED]):  # or raise, now
     prompts.encode_text(problems, tokenizer, parts.sampling.prompt_buckets, processor)
+  described = task.described()
+  if parts.step_level is not None:
+    step_level.check_task(task, train_problems[0])
+  if (lists := batches.lists(config, parts, tokenizer)) is not None:
+    described = described | {'lists': lists.described}
   return dataclasses.replace(parts, task=task, tokenizer=tokenizer,
                              train_problems=train_problems, eval_sets=eval_sets,
-                             described=task.described())
+                             described=described, lists=lists)
 
 
 def plan(config, mesh=None) -> Parts:
@@ -127,8 +136,11 @@ def plan(config, mesh=None) -> Parts:
     evaluation=evaluate.EvalConfig(config.eval.samples, config.eval.final_samples,
                                    tuple(config.eval.pass_at), config.prompts_per_step),
     objective=objective_config, optimizer=_optimizer(config),
-    warmstart=_warmstart(config), update=updating, mesh=mesh,
-    attention=attention)
+    warmstart=_warmstart(config), update=updating, mesh=mesh, attention=attention,
+    step_level=step_level.plan(
+      config.step_level.fraction, config.step_level.prefix, config.prompts_per_step,
+      config.sampling.max_new_tokens, config.sampling.prompts_at_once,
+      sharding.batch_shards(mesh)), lists=None)
 
 
 def setting(parts: Parts, prompts: int) -> roofline.Setting:
@@ -139,12 +151,14 @@ def setting(parts: Parts, prompts: int) -> roofline.Setting:
     prompts: B.
   """
   cut, sampling, shape = parts.update, parts.sampling, parts.mesh.shape
+  begun = parts.step_level.prefix if parts.step_level else 0
   return roofline.Setting(
     policy=parts.policy_config, prompts=prompts, samples=sampling.samples_per_prompt,
     prompts_at_once=sampling.prompts_at_once,
-    prompt_width=max(sampling.prompt_buckets), new_tokens=sampling.max_new_tokens,
-    chunk=sampling.chunk, micro_prompts=cut.micro_prompts,
-    micro_responses=cut.micro_responses, logprob_chunk=cut.logprob_chunk,
+    prompt_width=max(sampling.prompt_buckets) + begun,
+    new_tokens=sampling.max_new_tokens, chunk=sampling.chunk,
+    micro_prompts=cut.micro_prompts, micro_responses=cut.micro_responses,
+    logprob_chunk=cut.logprob_chunk,
     minibatches=cut.updates_per_step, epochs=cut.epochs,
     behavior_pass=cut.behavior == 'learner' and cut.updates > 1,
     moment_dtype=parts.optimizer.moment_dtype, data=shape['data'], fsdp=shape['fsdp'],
@@ -296,21 +310,3 @@ def _warmstart(config) -> optimizer.OptimizerConfig | None:
     warmup_steps=config.warmstart.warmup_steps, schedule='cosine',
     decay_steps=config.warmstart.steps, b2=config.warmstart.b2,
     weight_decay=config.warmstart.weight_decay, clip_norm=config.warmstart.clip_norm)
-
-
-def training_problems(config, parts: Parts, step: int) -> list:
-  """Return the training problems of one step, from 1."""
-  indices = tasks.base.problem_indices(len(parts.train_problems), config.seed, step - 1,
-                                       config.prompts_per_step)
-  return [parts.train_problems[int(i)] for i in indices]
-
-
-def warmstart_batch(config, parts: Parts, step: int):
-  """Return the demonstrations of one warm-start step, from a stream of their own."""
-  stream = int(jax.random.bits(jax.random.fold_in(jax.random.key(config.seed), 1)))
-  indices = tasks.base.problem_indices(len(parts.train_problems), stream, step,
-                                       config.warmstart.batch)
-  return warmstart.demonstrations(
-    [parts.train_problems[int(i)] for i in indices], parts.task, parts.tokenizer,
-    parts.sampling.prompt_buckets, parts.sampling.max_new_tokens,
-    parts.sampling.processor)

@@ -17,6 +17,7 @@ import numpy as np
 import tqdm
 
 from lpo_jax import (
+  batches,
   briefing,
   build,
   checkpoint,
@@ -27,7 +28,6 @@ from lpo_jax import (
   phases,
   policy,
   programs,
-  rollout,
   suites,
 )
 from lpo_jax import metrics as metrics_lib
@@ -116,6 +116,8 @@ class Run:
     else:
       state, start = restored
       say(f'resuming after step {start}')
+    self.log_behavior = batches.reference(self.config, self.parts, state.params, start,
+                                          self.workdir)
     steps = range(start + 1, self.config.num_steps + 1)
     pending = None
     with tqdm.tqdm(steps, initial=start, total=self.config.num_steps, unit='step',
@@ -151,7 +153,7 @@ class Run:
       for step in bar:
         if hosts.anywhere(self.stop_asked):
           raise Stopped('asked to stop during the warm start: nothing to save')
-        batch = build.warmstart_batch(self.config, self.parts, step)
+        batch = batches.warmstart_batch(self.config, self.parts, step)
         batch = hosts.place(batch, self.parts.mesh)
         params, opt_state, loss = step_fn(params, opt_state, batch)
         if step % 50 == 49:
@@ -164,24 +166,22 @@ class Run:
   def _iterate(self, state, step: int, pending: Pending | None, bar):
     """Run one iteration; write the one before while the device is busy."""
     with self.phases('step'):
-      problems = build.training_problems(self.config, self.parts, step)
-      groups, graded = rollout.collect(
-        state.params, problems, jax.random.fold_in(self._key(SAMPLE), step),
-        self.parts.task, self.parts.tokenizer, self.parts.sampling, self.parts.mesh,
-        self.phases, self.parts.reward)
+      batch = batches.collect(
+        self.config, self.parts, state.params, step,
+        jax.random.fold_in(self._key(SAMPLE), step), self.phases, self.log_behavior)
       with self.phases('update'):
-        state, metrics = self.programs.update(state, groups)
+        state, metrics = self.programs.update(state, batch.groups)
         self._flush(pending)
         jax.block_until_ready(state.params)
-    pending = Pending(step, metrics | graded.metrics, {}, groups)
+    pending = Pending(step, metrics | batch.graded.metrics, {}, batch.groups)
     if step % self.config.log.groups_every == 0 or step == 1:
-      self._look_inside(state, pending, problems, graded)
+      self._look_inside(state, pending, batch)
     if step == 1:
-      found, shown = metrics_lib.reduce(pending.metrics), rollout.texts(graded, 1)
-      prompt = self.parts.tokenizer.render(problems[0].prompt)
+      found, shown = metrics_lib.reduce(pending.metrics), batch.texts([0])
+      prompt = self.parts.tokenizer.render(batch.problems[0].prompt)
       for line in briefing.first_step(found, prompt, shown[0]):
         say(line)
-    pending.numbers |= self._timings(groups)
+    pending.numbers |= self._timings(batch.groups)
     bar.set_postfix({name: f'{float(jax.device_get(metrics[name])):.3f}'
                      for name in WATCHED})
     return state, pending
@@ -235,15 +235,16 @@ class Run:
       kept = origin.stored(state, self.parts)
       self.checkpoints.save(step, kept, numbers, force=force)
 
-  def _look_inside(self, state, pending: Pending, problems, graded) -> None:
+  def _look_inside(self, state, pending: Pending, batch: batches.Batch) -> None:
     """Measure the update's certificate and write a few groups to rollouts/."""
     metrics, simplexes = self.programs.certify(state.params, state.step - 1,
                                                 pending.groups)
     pending.metrics |= metrics
-    shown = min(self.config.log.groups, len(problems))
+    rows = batch.shown(self.config.log.groups)
     workdirs.write_groups(
-      self.workdir, pending.step, problems[:shown], rollout.texts(graded, shown),
-      graded.rewards, [np.exp(jax.device_get(x)) for x in simplexes])
+      self.workdir, pending.step, [batch.problems[row] for row in rows],
+      batch.texts(rows), batch.graded.rewards[rows],
+      [np.exp(jax.device_get(x))[rows] for x in simplexes])
 
   def _timings(self, groups) -> dict[str, float]:
     numbers = self.phases.flush()

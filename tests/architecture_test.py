@@ -30,9 +30,9 @@ LAYERS = (
   {
     'evaluate', 'rollout', 'update', 'microbatch', 'warmstart', 'checkpoint', 'curves',
     'workdir', 'roofline', 'footprint', 'knobs', 'outcomes', 'records', 'contrast',
-    'jobs', 'finished',
+    'jobs', 'finished', 'offline', 'step_level',
   },
-  {'build', 'checks', 'briefing', 'programs', 'origin', 'suites'},
+  {'batches', 'build', 'checks', 'briefing', 'programs', 'origin', 'suites'},
   {'train', 'ahead'},
   {'main', 'report', 'view'},
   {'study', 'counterfactual'},
@@ -56,6 +56,8 @@ SIDEWAYS = {
   ('sampler', 'compaction'),
   ('compaction', 'policy'),
   ('briefing', 'build'),
+  ('build', 'batches'),
+  ('step_level', 'rollout'),
   ('jobs', 'workdir'),
   ('finished', 'curves'),
   ('build', 'checks'),
@@ -77,7 +79,7 @@ EFFECTS = {  # what only some modules may do -> those modules, packages by name
   'log': TOOLS | {'checkpoint', 'metrics', 'phases', 'policy.pretrained', 'tasks'},
   'write files': FILES | {
     'tasks.audit', 'tasks.sandbox'},  # the room of a program, removed after it
-  'read files': FILES | {'tasks', 'finished', 'compilation'},
+  'read files': FILES | {'tasks', 'finished', 'compilation', 'offline'},
 }
 UNTESTED = {'types', 'problem', 'programs'}  # fields only; tested through train
 NAMELESS = {'utils', 'util', 'helpers', 'helper', 'common', 'misc'}
