@@ -81,8 +81,8 @@ def read(path: str, tokenizer: tokenizers.Tokenizer, samples: int, width: int,
   shape = (len(lines), samples, width)
   response, mask = np.full(shape, tokenizer.pad_id, np.int32), np.zeros(shape, bool)
   for row, line in enumerate(lines):
-    for k, tokens in enumerate(_tokens(line, tokenizer, width)):
-      response[row, k, :len(tokens)], mask[row, k, :len(tokens)] = tokens, True
+    for k, found in enumerate(_tokens(line, tokenizer, width)):
+      response[row, k, :len(found)], mask[row, k, :len(found)] = found, True
   found = REWARDS[rewards](np.array([line.rewards for line in lines]), lines)
   logprobs, per_token = _logprobs(lines, mask)
   described = {
@@ -165,19 +165,29 @@ def _check_prompt(place: str, prompt) -> None:
                      f'both texts: {str(prompt)[:80]}')
 
 
+def tokens(text: str, truncated: bool, tokenizer: tokenizers.Tokenizer) -> list[int]:
+  """Return a response's tokens, with a stop token unless it was cut before one.
+
+  Raises:
+    ValueError: the vocabulary does not have them.
+  """
+  found = list(tokenizer.encode_response(text))
+  if not truncated and (not found or found[-1] not in tokenizer.stop_tokens):
+    found.append(tokenizer.stop_tokens[0])
+  return found
+
+
 def _tokens(line: _Line, tokenizer: tokenizers.Tokenizer, width: int):
   """Yield the tokens of each response of a line."""
   for k, (text, cut) in enumerate(zip(line.responses, line.truncated, strict=True)):
     try:
-      tokens = list(tokenizer.encode_response(text))
+      found = tokens(text, cut, tokenizer)
     except ValueError as error:
       raise ValueError(f'{line.place}: response {k}: {error}') from error
-    if not cut and (not tokens or tokens[-1] not in tokenizer.stop_tokens):
-      tokens.append(tokenizer.stop_tokens[0])
-    if not 0 < len(tokens) <= width:
-      raise ValueError(f'{line.place}: response {k} has {len(tokens)} tokens: must '
+    if not 0 < len(found) <= width:
+      raise ValueError(f'{line.place}: response {k} has {len(found)} tokens: must '
                        f'have 1 to sampling.max_new_tokens={width}')
-    yield tokens
+    yield found
 
 
 def _logprobs(lines: Sequence[_Line], mask: np.ndarray):

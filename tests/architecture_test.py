@@ -35,7 +35,7 @@ LAYERS = (
   {'batches', 'build', 'checks', 'briefing', 'programs', 'origin', 'suites'},
   {'train', 'ahead'},
   {'main', 'report', 'view'},
-  {'study', 'counterfactual'},
+  {'study', 'counterfactual', 'lists'},
 )  # fmt: skip
 SIDEWAYS = {
   ('evaluate', 'rollout'),  # evaluation samples and verifies as training does
@@ -57,6 +57,7 @@ SIDEWAYS = {
   ('compaction', 'policy'),
   ('briefing', 'build'),
   ('build', 'batches'),
+  ('lists', 'counterfactual'),
   ('step_level', 'rollout'),
   ('jobs', 'workdir'),
   ('finished', 'curves'),
@@ -69,7 +70,7 @@ SIDEWAYS = {
 }
 # Offline, and at the top.
 TOOLS = {'main', 'train', 'report', 'view', 'ahead', 'study', 'jobs',
-         'counterfactual'}
+         'counterfactual', 'lists'}
 FILES = TOOLS | {
   'checkpoint', 'metrics', 'curves', 'workdir', 'records', 'tokenizer', 'images',
   'policy.pretrained', 'policy.export',
