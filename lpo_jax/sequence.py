@@ -113,7 +113,7 @@ def response_logprobs(policy, rollouts: Rollouts, *, temperature: float = 1.0,
   """Return log-probabilities and entropies of the responses under a policy.
 
   Args:
-    policy: anything with `prefill`, `extend` and `logits` (see `policy.Policy`).
+    policy: anything with `together` and `logits` (see `policy.Policy`).
     rollouts: of B prompts and K responses.
     temperature: see `token_logprobs`.
     chunk: see `token_logprobs`.
@@ -121,7 +121,7 @@ def response_logprobs(policy, rollouts: Rollouts, *, temperature: float = 1.0,
   Returns:
     f32[B, K, N] and f32[B, K, N], both 0 off mask.
   """
-  first, prompt = policy.prefill(rollouts.prompt, rollouts.prompt_mask, rollouts.images)
-  hidden, _ = policy.extend(rollouts.response, prompt)
+  first, hidden = policy.together(rollouts.prompt, rollouts.prompt_mask,
+                                  rollouts.response, rollouts.images)
   return token_logprobs(first, hidden, rollouts.response, rollouts.response_mask,
                         policy.logits, temperature=temperature, chunk=chunk)

@@ -219,15 +219,15 @@ def lookup(table, tokens):
 
 
 def constrain_residual(x, sequence: bool):
-  """Keep the residual stream [B, K, N, D] split along B, and N over `tensor` if asked.
+  """Keep the residual stream [B, .., T, D] split along B, and T over `tensor` if asked.
 
   With `sequence`, what a block keeps for its backward pass is as many times smaller
   as the tensor axis is long; XLA gathers it where heads or MLP columns are split.
   """
   mesh = jax.sharding.get_abstract_mesh()
-  if not sequence or x.shape[2] % mesh.shape.get('tensor', 1):
+  if not sequence or x.shape[-2] % mesh.shape.get('tensor', 1):
     return constrain_batch(x)
-  return constrain(x, 'batch', None, 'sequence', None)
+  return constrain(x, 'batch', *[None] * (x.ndim - 3), 'sequence', None)
 
 
 def batch_shards(mesh: Mesh | None = None) -> int:

@@ -27,6 +27,7 @@ _SOME = {'plain': {}, 'sliding_window': dict(sliding_window=3), 'all': _ALL}
 
 _prefill = jax.jit(policies.Policy.prefill)
 _extend = jax.jit(policies.Policy.extend)
+_together = jax.jit(policies.Policy.together)
 
 
 def _each(cases):
@@ -223,8 +224,7 @@ def test_response_sees_its_own_prompt_and_no_other_response():
   other[1, 2] = (other[1, 2] + 1) % 13
 
   def outputs(prompt, response):
-    _, context = _prefill(policy, prompt, batch.prompt_mask)
-    return np.asarray(_extend(policy, response, context)[0])
+    return np.asarray(_together(policy, prompt, batch.prompt_mask, response)[1])
 
   before = outputs(batch.prompt, batch.response)
   moved = (outputs(batch.prompt, other) != before).any(axis=(2, 3))
@@ -257,14 +257,14 @@ def test_padding_does_not_change_real_outputs(switches, side):
 
 
 @_each(_SOME)
-def test_prefill_and_extend_equal_one_whole_call(switches):
+def test_prompts_and_responses_together_equal_whole_sequences(switches):
   policy, batch = tiny.policy(**switches), tiny.rollouts()
   width = batch.prompt.shape[1]
   expected = _whole(policy, batch)
-  last, context = _prefill(policy, batch.prompt, batch.prompt_mask)
-  hidden, _ = _extend(policy, batch.response, context)
+  last, hidden = _together(policy, batch.prompt, batch.prompt_mask, batch.response)
   _close(policy.logits(last), expected[:, 0, width - 1])
   _close(policy.logits(hidden), expected[:, :, width:])
+  _close(last, _prefill(policy, batch.prompt, batch.prompt_mask)[0])
 
 
 @pytest.mark.parametrize('unrolled', [False, True], ids=['scanned', 'unrolled'])
@@ -272,11 +272,9 @@ def test_prefill_and_extend_equal_one_whole_call(switches):
 def test_cache_equals_no_cache(switches, unrolled):
   policy = tiny.policy(**switches)
   batch = tiny.rollouts((4, 6), samples=2, width=8)
+  _, expected = _together(policy, batch.prompt, batch.prompt_mask, batch.response)
+  policy = policy.unstack() if unrolled else policy
   _, context = _prefill(policy, batch.prompt, batch.prompt_mask)
-  expected, _ = _extend(policy, batch.response, context)
-  if unrolled:
-    policy = policy.unstack()
-    _, context = _prefill(policy, batch.prompt, batch.prompt_mask)
 
   # Seven slots, then ten for eight tokens, filled with what must not be seen.
   cache = policies.Cache.empty(context, samples=2, slots=7)
@@ -333,9 +331,9 @@ def test_positions_matter_by_their_differences_only(switches):
 
 def test_low_precision_activations_keep_float32_logits():
   policy, batch = tiny.policy(dtype='bfloat16'), tiny.rollouts()
-  last, context = _prefill(policy, batch.prompt, batch.prompt_mask)
-  hidden, _ = _extend(policy, batch.response, context)
-  outputs = last, hidden, context.layers
+  inputs = batch.prompt, batch.prompt_mask
+  last, hidden = _together(policy, *inputs, batch.response)
+  outputs = last, hidden, _prefill(policy, *inputs)[1].layers
   assert all(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(outputs))
   logits = policy.logits(hidden)
   assert logits.dtype == jnp.float32

@@ -1,7 +1,6 @@
 """One layer of the decoder: pre-norm attention and SwiGLU, with what a family adds.
 
-It attends to a prompt that K responses share, to earlier tokens in a cache, and to the
-tokens given: see `transformer` for the passes that are composed of it.
+What its rows attend to is given by the pass, see `mixing`; all else is row by row.
 """
 
 import jax
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lpo_jax import sharding
-from lpo_jax.policy import attention, blockwise, flash, kv, linear, norm, rotary
+from lpo_jax.policy import linear, norm, rotary
 from lpo_jax.policy.config import PolicyConfig
 from lpo_jax.types import Array
 
@@ -51,43 +50,22 @@ class Block(nnx.Module):
       setattr(self, f'{name}_lora_b', nnx.Param(jnp.zeros((config.lora.rank, columns))))
     self.config = config
 
-  def __call__(self, x: Array, rope: tuple, mask: Array, prompt=None, cache=None,
-               length=0):
-    """Run the layer on x [B, K, N, D].
+  def __call__(self, x: Array, rope: tuple, attend):
+    """Run the layer on the rows of a pass.
 
     Args:
-      x: [B, K, N, D] residual stream.
-      rope: (cos, sin), f32[B, 1 or K, N, head_dim / 2].
-      mask: without a cache, bool[B, 1 or K, N], which of the N tokens are real; with
-        one, bool broadcastable to [B, K, N, S], which slots each token sees.
-      prompt: its keys, values [B, Hkv, P, d] and mask: bool[B, P] without a cache,
-        bool broadcastable to [B, K, N, P] with one; None for no prompt.
-      cache: this layer's Slots with the earlier tokens, or None.
-      length: filled slots of the cache.
+      x: [*rows, D] residual stream.
+      rope: (cos, sin), f32 broadcastable to [*rows, head_dim / 2].
+      attend: of `mixing`, what the rows attend to.
 
     Returns:
-      x [B, K, N, D] and the N tokens' keys and values [B, K, Hkv, N, d], or the cache
-      with them written at `length`.
+      x [*rows, D], and what `attend` keeps of the layer.
     """
-    queries, keys, values = self._project(self._norm(x, self.attention_norm), rope)
-    if cache is None:
-      prompt = prompt and blockwise.Keys(*prompt)
-      mixed = flash.attend(self.config.attention, queries,
-                           blockwise.Keys(keys, values, mask), prompt,
-                           window=self.config.sliding_window)
-    else:  # written before it is read, so that it is not copied
-      new = kv.Slots(jnp.swapaxes(keys, 3, 4), values)
-      keys, values = kv.Slots(*(
-        jax.lax.dynamic_update_slice_in_dim(old, x.astype(old.dtype), length, axis)
-        for old, x, axis in zip(cache, new, (4, 3), strict=True)))
-      parts = (attention.Part(*prompt), attention.Part(keys, values, mask))
-      mixed = attention.attend(queries, parts)
-    mixed = mixed.reshape(*x.shape[:-1], -1)
-    x = x + self._linear('out', mixed)
+    mixed, kept = attend(*self._project(self._norm(x, self.attention_norm), rope))
+    x = x + self._linear('out', mixed.reshape(*x.shape[:-1], -1))
     y = self._norm(x, self.mlp_norm)
     gate = jax.nn.silu(self._linear('gate', y))
     x = x + self._linear('down', gate * self._linear('up', y))
-    kept = (keys, values) if cache is None else kv.Slots(keys, values)
     return sharding.constrain_residual(x, self.config.sequence_sharding), kept
 
   def _linear(self, name: str, x: Array) -> Array:
@@ -103,7 +81,8 @@ class Block(nnx.Module):
     return norm.rms_norm(x, weight[...], self.config.norm_eps)
 
   def _project(self, y: Array, rope: tuple) -> tuple[Array, Array, Array]:
-    """Return rotated queries [B,K,N,Hkv,G,d], rotated keys and values [B,K,Hkv,N,d]."""
+    """Return rotated queries [*rows, Hkv, G, d], rotated keys, values [*rows, Hkv, d].
+    """
     config = self.config
     heads = {}
     for name in ('query', 'key', 'value'):
@@ -119,7 +98,7 @@ class Block(nnx.Module):
       heads[name] = z
     queries = heads['query'].reshape(*y.shape[:-1], config.kv_heads, -1,
                                      config.head_dim)
-    return queries, jnp.swapaxes(heads['key'], 2, 3), jnp.swapaxes(heads['value'], 2, 3)
+    return queries, heads['key'], heads['value']
 
 
 def _along_last(vector: Array, ndim: int) -> Array:

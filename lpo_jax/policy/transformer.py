@@ -1,15 +1,14 @@
 """The one decoder: a pre-norm, rotary, grouped-query, SwiGLU transformer in Flax NNX.
 
 It is used as a pure pytree: no split or merge, no mutable state. Blocks are stacked on
-a leading layer axis and scanned. A forward pass has two halves that every caller
-composes:
+a leading layer axis and scanned. Three passes share them:
 
-  prefill  [B, P]     prompts      -> their last outputs and one Prompt of keys/values
-  extend   [B, K, N]  responses    -> outputs and the grown Cache; they attend to the
-                                      shared Prompt, to earlier tokens, to themselves
+  prefill   [B, P]              prompts -> last outputs, and a Prompt of keys/values
+  extend    [B, K, N]           next tokens of K responses -> outputs, the grown Cache
+  together  [B, P], [B, K, N]   prompts and whole responses -> the outputs of both
 
-Training is prefill + extend; sampling is prefill, then extend by one token in a loop.
-Calling the policy on [B, T] tokens is extend with no prompt and K = 1.
+Sampling is prefill, then extend by one token in a loop; training is together. Calling
+the policy on [B, T] tokens runs sequences by themselves.
 """
 
 import jax
@@ -17,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lpo_jax import sharding
-from lpo_jax.policy import block, kv, norm, rotary, vision
+from lpo_jax.policy import attention, block, kv, mixing, norm, rotary, vision
 from lpo_jax.policy.config import PolicyConfig
 from lpo_jax.types import Array, Images
 
@@ -67,8 +66,9 @@ class Policy(nnx.Module):
     if images is not None:
       self._require_vision('images')
       features = self._features_by_row(tokens, mask, *images)
-    hidden, _ = self._forward(tokens[:, None], rope, mask[:, None], None, None,
-                              features)
+    x = self._embed(tokens, mask, features)[:, None]
+    hidden, _ = self._layers(x, rope, lambda *_: mixing.whole(self.config,
+                                                              mask[:, None]))
     return self.logits(hidden[:, 0])
 
   def encode(self, images: Images) -> Images:
@@ -94,43 +94,69 @@ class Policy(nnx.Module):
       The last position's output [B, D], which predicts the first response token, and
       the Prompt that responses attend to.
     """
-    if images is None:
-      features = None
-      positions = jnp.maximum(jnp.cumsum(mask, axis=-1) - 1, 0)
-      rope = rotary.angles(positions[:, None], self.config, limit=tokens.shape[1])
-    else:
-      self._require_vision('images')
-      features = self.encode(images).features
-      positions = vision.positions(tokens, mask, images.grid, self.config.vision)
-      rope = rotary.sectioned_angles(positions[:, :, None], self.config,
-                                     limit=tokens.shape[1])
-    hidden, layers = self._forward(tokens[:, None], rope, mask[:, None], None, None,
-                                   features)
+    x, rope, after = self._prompt(tokens, mask, images)
+    rope = tuple(angle[:, None] for angle in rope)
+    hidden, layers = self._layers(x[:, None], rope, lambda *_: mixing.whole(
+      self.config, mask[:, None]))
     layers = jax.tree.map(lambda kv: jnp.squeeze(kv, -4), layers)  # drop K = 1
-    last = jnp.max(positions.reshape(-1, *tokens.shape), axis=(0, 2))
-    return hidden[:, 0, -1], kv.Prompt(layers, mask, last + 1)
+    return hidden[:, 0, -1], kv.Prompt(layers, mask, after)
 
-  def extend(self, tokens: Array, prompt: kv.Prompt, cache: kv.Cache | None = None):
+  def extend(self, tokens: Array, prompt: kv.Prompt,
+             cache: kv.Cache) -> tuple[Array, kv.Cache]:
     """Run N more tokens of each of the K responses to each prompt.
 
     Args:
       tokens: i32[B, K, N].
       prompt: of the B prompts.
-      cache: the responses' earlier tokens; None when `tokens` start the responses.
+      cache: the responses' earlier tokens.
 
     Returns:
-      Outputs [B, K, N, D], and the cache with the N tokens in it; None without one.
+      Outputs [B, K, N, D], and the cache with the N tokens in it.
     """
-    width = tokens.shape[-1]
-    slots = width if cache is None else cache.slots
-    start = prompt.next[:, None, None] + (0 if cache is None else cache.length)
+    config, width, size = self.config, tokens.shape[-1], prompt.mask.shape[-1]
+    start = prompt.next[:, None, None] + cache.length
     positions = start + jnp.arange(width)[None, None]  # the same for all K
-    rope = rotary.angles(positions, self.config, limit=prompt.mask.shape[-1] + slots)
-    mask = jnp.ones((1, 1, width), bool)
-    hidden, layers = self._forward(tokens, rope, mask, prompt, cache)
-    if cache is None:
-      return hidden, None
+    rope = rotary.angles(positions, config, limit=size + cache.slots)
+    mask = _causal(width, cache.slots, cache.length, config)
+    prompt_mask = (_causal(width, size, size + cache.length, config)
+                   & prompt.mask[:, None, None, :])
+
+    def attend(prompt, slots):
+      return mixing.cached(attention.Part(*prompt, prompt_mask), slots, mask,
+                           cache.length)
+
+    hidden, layers = self._layers(self._embed(tokens), rope, attend, prompt.layers,
+                                  cache.layers)
     return hidden, kv.Cache(layers, cache.length + width)
+
+  def together(self, tokens: Array, mask: Array, responses: Array,
+               images: Images | None = None) -> tuple[Array, Array]:
+    """Run left-padded prompts, each once, and the K responses to each.
+
+    Prompt and responses lie in one row, [B, P + K N], so that a layer's weights are
+    read, gathered and given a gradient once.
+
+    Args:
+      tokens: i32[B, P], prompts.
+      mask: bool[B, P], False on the left padding.
+      responses: i32[B, K, N].
+      images: of the B prompts; None for text only.
+
+    Returns:
+      The last output of each prompt, [B, D], which predicts the first response token,
+      and the outputs of the responses, [B, K, N, D].
+    """
+    batch, samples, width = responses.shape
+    size = tokens.shape[1]
+    x, rope, after = self._prompt(tokens, mask, images)
+    later = rotary.angles(after[:, None] + jnp.arange(width)[None], self.config,
+                          limit=size + width)
+    rope = tuple(jnp.concatenate([first, jnp.tile(rest, (1, samples, 1))], axis=1)
+                 for first, rest in zip(rope, later, strict=True))
+    x = jnp.concatenate([x, self._embed(responses.reshape(batch, -1))], axis=1)
+    hidden, _ = self._layers(x, rope, lambda *_: mixing.together(
+      self.config, mask, samples))
+    return hidden[:, size - 1], hidden[:, size:].reshape(*responses.shape, -1)
 
   def logits(self, hidden: Array) -> Array:
     """Return f32[..., V] for outputs [..., D]."""
@@ -172,29 +198,46 @@ class Policy(nnx.Module):
     index = (jnp.cumsum(counts) - counts)[:, None] + jnp.arange(tokens.shape[1])[None]
     return features[jnp.minimum(index, features.shape[0] - 1)]
 
-  def _forward(self, tokens, rope, mask, prompt, cache, features=None):
-    """Return outputs [B, K, N, D] and every layer's (keys, values)."""
-    config = self.config
-    x = sharding.lookup(self.embedding[...].astype(config.dtype), tokens)
-    if features is not None:  # K = 1
-      here = mask & (tokens == config.vision.image_token)
-      x = vision.insert(x[:, 0], here[:, 0], features)[:, None]
-    x = sharding.constrain_residual(x, config.sequence_sharding)
-    length = 0 if cache is None else cache.length
-    prompt_mask = prompt and prompt.mask
-    if cache is not None:
-      width, size = tokens.shape[-1], prompt.mask.shape[-1]
-      mask = _causal(width, cache.slots, length, config)
-      prompt_mask = (_causal(width, size, size + length, config)
-                     & prompt.mask[:, None, None, :])
+  def _prompt(self, tokens, mask, images):
+    """Return prompts' vectors [B, P, D], rope f32[B, P, d / 2], next positions [B]."""
+    config, features = self.config, None
+    if images is None:
+      positions = jnp.maximum(jnp.cumsum(mask, axis=-1) - 1, 0)
+      rope = rotary.angles(positions, config, limit=tokens.shape[1])
+    else:
+      self._require_vision('images')
+      features = self.encode(images).features
+      positions = vision.positions(tokens, mask, images.grid, config.vision)
+      rope = rotary.sectioned_angles(positions, config, limit=tokens.shape[1])
+    last = jnp.max(positions.reshape(-1, *tokens.shape), axis=(0, 2))
+    return self._embed(tokens, mask, features), rope, last + 1
 
-    def body(block, x, prompt_layer, cache_layer):
-      part = prompt_layer and (*prompt_layer, prompt_mask)
-      return block(x, rope, mask, part, cache_layer, length)
+  def _embed(self, tokens, mask=None, features=None):
+    """Return the vectors [..., D] of tokens, of images where those are."""
+    x = sharding.lookup(self.embedding[...].astype(self.config.dtype), tokens)
+    if features is None:
+      return x
+    here = mask & (tokens == self.config.vision.image_token)
+    return vision.insert(x, here, features)
+
+  def _layers(self, x, rope, attend, prompt=None, cache=None):
+    """Return outputs [*rows, D], and what each layer keeps.
+
+    Args:
+      x: [*rows, D].
+      rope: see `block.Block`.
+      attend: (a layer's prompt, its cache) -> what its rows attend to, of `mixing`.
+      prompt: every layer's, or None.
+      cache: every layer's, or None.
+    """
+    config = self.config
+
+    def body(block, x, prompt, cache):
+      return block(x, rope, attend(prompt, cache))
 
     blocks = self.unstack().blocks if config.unroll else self.blocks
-    x, layers = _each_layer(_remat(body, config.remat), blocks, x,
-                            prompt and prompt.layers, cache and cache.layers)
+    x = sharding.constrain_residual(x, config.sequence_sharding)
+    x, layers = _each_layer(_remat(body, config.remat), blocks, x, prompt, cache)
     return norm.rms_norm(x, self.final_norm[...], config.norm_eps), layers
 
 
@@ -210,8 +253,7 @@ def _each_layer(body, blocks, x, prompt, cache):
       collected.append(layer)
     return x, tuple(collected)
   if cache is None:
-    return jax.lax.scan(lambda x, layer: body(layer[0], x, layer[1], None), x,
-                        (blocks, prompt))
+    return jax.lax.scan(lambda x, block: body(block, x, None, None), x, blocks)
 
   def cached(carry, layer):
     x, cache = carry

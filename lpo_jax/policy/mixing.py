@@ -1,0 +1,86 @@
+"""What the tokens of a pass attend to: the part of a layer in which passes differ.
+
+Each function here returns an `attend` for `block.Block`, which maps
+
+  queries [*rows, Hkv, G, d], rotated     keys, values [*rows, Hkv, d], keys rotated
+
+to the mixed values [*rows, Hkv, G, d] and to what the pass keeps of the layer:
+
+  whole     rows [B, K, N]      sequences by themselves; keeps their keys and values
+  together  rows [B, P + K N]   a prompt, then its K responses; keeps nothing
+  cached    rows [B, K, N]      after a prompt and a cache; keeps the grown cache
+"""
+
+import jax
+import jax.numpy as jnp
+
+from lpo_jax.policy import attention, blockwise, flash, kv
+from lpo_jax.policy.config import PolicyConfig
+from lpo_jax.types import Array
+
+
+def whole(config: PolicyConfig, mask: Array):
+  """Attend within sequences; keeps (keys, values), each [B, K, Hkv, N, d].
+
+  Args:
+    config: of the policy.
+    mask: bool[B, 1 or K, N], which tokens are real.
+  """
+  def attend(queries, keys, values):
+    own = blockwise.Keys(_by_head(keys), _by_head(values), mask)
+    mixed = flash.attend(config.attention, queries, own, None,
+                         window=config.sliding_window)
+    return mixed, (own.keys, own.values)
+
+  return attend
+
+
+def together(config: PolicyConfig, prompt_mask: Array, samples: int):
+  """Attend within prompts, and from each prompt's K responses to it and themselves.
+
+  Args:
+    config: of the policy.
+    prompt_mask: bool[B, P]; the response tokens all count as real.
+    samples: K.
+  """
+  batch, size = prompt_mask.shape
+
+  def responses(x):  # [B, P + K N, ...] -> [B, K, N, ...]
+    return x[:, size:].reshape(batch, samples, -1, *x.shape[2:])
+
+  def attend(queries, keys, values):
+    first, kept = whole(config, prompt_mask[:, None])(
+      *(x[:, None, :size] for x in (queries, keys, values)))
+    keys, values = (_by_head(responses(x)) for x in (keys, values))
+    own = blockwise.Keys(keys, values, jnp.ones((1, 1, keys.shape[3]), bool))
+    shared = blockwise.Keys(*(x[:, 0] for x in kept), prompt_mask)
+    later = flash.attend(config.attention, responses(queries), own, shared,
+                         window=config.sliding_window)
+    later = later.reshape(batch, -1, *later.shape[3:])
+    return jnp.concatenate([first[:, 0], later], axis=1), None
+
+  return attend
+
+
+def cached(prompt: attention.Part, cache: kv.Slots, mask: Array, length: Array):
+  """Attend to a prompt and to the cache; keeps the cache with the N tokens written.
+
+  Args:
+    prompt: keys, values [B, Hkv, P, d] and mask broadcastable to [B, K, N, P].
+    cache: this layer's slots with the earlier tokens.
+    mask: bool broadcastable to [B, K, N, S], which slots each token sees.
+    length: i32[], filled slots.
+  """
+  def attend(queries, keys, values):
+    new = kv.Slots(jnp.moveaxis(keys, 2, 4), _by_head(values))
+    slots = kv.Slots(*(  # written before it is read, so that it is not copied
+      jax.lax.dynamic_update_slice_in_dim(old, x.astype(old.dtype), length, axis)
+      for old, x, axis in zip(cache, new, (4, 3), strict=True)))
+    return attention.attend(queries, (prompt, attention.Part(*slots, mask))), slots
+
+  return attend
+
+
+def _by_head(x: Array) -> Array:
+  """Return [B, K, N, Hkv, d] as [B, K, Hkv, N, d]."""
+  return jnp.swapaxes(x, 2, 3)
