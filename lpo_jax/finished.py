@@ -12,7 +12,8 @@ import re
 
 from lpo_jax import curves, metrics
 
-TRAINING = ('actor/entropy', 'actor/grad_norm', 'group/flat_frac')
+TRAINING = ('actor/entropy', 'actor/grad_norm', 'group/flat_frac',
+            'reward/trace_valid_frac')
 KINDS = ('mean', 'pass', 'maj')
 TAIL = 0.1  # the share of a run over which training numbers are averaged
 

@@ -84,13 +84,15 @@ def begin(problems: Sequence[Problem], groups: Groups, task: tasks.base.Task,
           step: int) -> list[Problem]:
   """Return the problems of the local groups, each with the prefix of a response.
 
-  Problems are taken in a random order, each once before any twice; of a problem a
-  random response that has a step to end, and of that a random step. Where no response
-  of any problem has one, the local groups begin at the prompt.
+  Problems whose responses earned unlike rewards are taken in a random order, each once
+  before any twice: from where all fail, or none, little is learned. Of a problem a
+  random response, better than its group's mean where one of those has a step that ends,
+  and of that a random step. Without any such problem the others serve; where no
+  response has a step, the local groups begin at the prompt.
 
   Args:
     problems: of the sequence level, B - L.
-    groups: their responses.
+    groups: their responses and rewards.
     task: says where steps end.
     tokenizer: of the policy.
     level: how many, and how far.
@@ -98,25 +100,30 @@ def begin(problems: Sequence[Problem], groups: Groups, task: tasks.base.Task,
     step: from 1.
   """
   rng = np.random.default_rng([seed, step, _STREAM])
-  rollouts = groups.rollouts
-  response, mask = hosts.fetch((rollouts.response, rollouts.response_mask))
+  rollouts, found = groups.rollouts, []
+  response, mask, rewards = hosts.fetch(
+    (rollouts.response, rollouts.response_mask, groups.rewards))
   order = [int(row) for row in rng.permutation(len(problems))]
-  found, able = [], order
-  while able and len(found) < level.local:
-    rows, able = able, []
-    for row in rows:
-      prefix = len(found) < level.local and _prefix(
-        problems[row], response[row], mask[row], task, tokenizer, level.prefix, rng)
-      if prefix:
-        able.append(row)
-        found.append(dataclasses.replace(problems[row], prefix=prefix))
+  unlike = [row for row in order if np.ptp(rewards[row]) > 0]
+  for able in (unlike, order):
+    while able and len(found) < level.local:
+      rows, able = able, []
+      for row in rows:
+        prefix = len(found) < level.local and _prefix(
+          problems[row], response[row], mask[row], rewards[row], task, tokenizer,
+          level.prefix, rng)
+        if prefix:
+          able.append(row)
+          found.append(dataclasses.replace(problems[row], prefix=prefix))
   return found or [problems[order[i % len(order)]] for i in range(level.local)]
 
 
-def _prefix(problem: Problem, response, mask, task, tokenizer, most: int,
+def _prefix(problem: Problem, response, mask, rewards, task, tokenizer, most: int,
             rng) -> Prefix | None:
   """Return the beginning of one of a problem's K responses, up to a step's end."""
-  for k in rng.permutation(len(response)):
+  order = rng.permutation(len(response))
+  worse = rewards[order] <= rewards.mean()
+  for k in order[np.argsort(worse, kind='stable')]:
     tokens = response[k][mask[k]].tolist()
     text = tokenizer.decode(tokens)
     ends = [end for end in task.step_ends(problem, text) if 0 < end < len(text)]

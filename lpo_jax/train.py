@@ -78,8 +78,7 @@ class Run:
       best_metric=config.checkpoint.best_metric or None, every=config.checkpoint.every)
     with hosts.agreeing():
       build.start_task(config, self.parts.task)
-    self.compiles = 0
-    self.stop_asked = False
+    self.compiles, self.stop_asked = 0, False
     self.programs = programs.Programs(self.parts)
 
   def train(self) -> None:
@@ -111,10 +110,8 @@ class Run:
   def _train(self, restored) -> None:
     say(briefing.opening(self.parts, self.config.prompts_per_step))
     self.tokens = workdirs.total_tokens(self.workdir)
-    if restored is None:
-      state, start = self._start(), 0
-    else:
-      state, start = restored
+    state, start = restored or (self._start(), 0)
+    if restored:
       say(f'resuming after step {start}')
     self.log_behavior = batches.reference(self.config, self.parts, state.params, start,
                                           self.workdir)

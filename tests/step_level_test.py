@@ -33,7 +33,7 @@ def words():
   return tokenizer.get('countdown')
 
 
-def _written(texts, words):
+def _written(texts, words, rewards=0.0):
   """Return B problems and groups of their written responses."""
   problems = [Problem(f'{row} 4 2 : 36 >', {
     'numbers': [14, 4, 2], 'target': 36, 'witness': None}, f'p{row}')
@@ -45,13 +45,14 @@ def _written(texts, words):
     response[row, k, :len(ids)], mask[row, k, :len(ids)] = ids, True
   prompt = np.ones((len(texts), 8), np.int32)
   rollouts = Rollouts(prompt, prompt > 0, response, mask, np.zeros(shape, np.float32))
-  return problems, Groups(rollouts, np.zeros(shape[:2], np.float32),
-                          np.zeros(shape[:2], np.float32), np.ones(shape[0], bool))
+  rewards = np.broadcast_to(np.float32(rewards), shape[:2])
+  return problems, Groups(rollouts, rewards, np.zeros_like(rewards),
+                          np.ones(shape[0], bool))
 
 
-def _begin(texts, words, local, most=12, seed=0, step=1):
-  return step_level.begin(*_written(texts, words), tasks.get('countdown'), words,
-                          step_level.StepLevel(local, most), seed, step)
+def _begin(texts, words, local, most=12, seed=0, step=1, rewards=0.0):
+  return step_level.begin(*_written(texts, words, rewards), tasks.get('countdown'),
+                          words, step_level.StepLevel(local, most), seed, step)
 
 
 def test_prefixes_are_beginnings_of_responses_up_to_a_steps_end(words):
@@ -81,6 +82,23 @@ def test_problems_with_steps_come_first_and_again_where_there_are_few(words):
   found = _begin(texts, words, 3)
   assert {problem.id for problem in found} == {'p1', 'p3'}
   assert sum(problem.prefix is not None for problem in found) == 3
+
+
+def test_problems_of_unlike_rewards_come_first_and_of_them_what_is_better(words):
+  texts = [[_STEPS[0], _STEPS[1]]] * 5
+  rewards = [[0, 0], [0, 1], [1, 1], [1, 0], [0, 0]]
+  for step in range(1, 6):
+    found = _begin(texts, words, 4, step=step, rewards=rewards)
+    assert sorted(problem.id for problem in found) == ['p1', 'p1', 'p3', 'p3']
+    for problem in found:
+      assert _STEPS[problem.id == 'p1'].startswith(problem.prefix.text)
+  texts[1] = [_STEPS[0], _NONE]  # what is better has no step
+  texts[3] = [_NONE, _NONE]
+  for problem in _begin(texts, words, 4, rewards=rewards):
+    assert problem.id == 'p1' and _STEPS[0].startswith(problem.prefix.text)
+  texts[1] = [_NONE, _NONE]
+  assert {problem.id for problem in _begin(texts, words, 3, rewards=rewards)} == {
+    'p0', 'p2', 'p4'}
 
 
 def test_where_nothing_has_a_step_groups_begin_at_the_prompt(words):
