@@ -9,9 +9,11 @@ Variants, as experiments/offline_lists.py:NAME
   tiny    seconds long, for tests: the same path, nothing learned
 
 Scores are sums over tokens, so that the target softmax(R / tau) is within reach. The
-lists that come with it were written by
+64 lists that come with it show the path; they are too few to learn from: held-out
+mean@16 .24 -> .23 in 120 iterations, where 2048 lists give .24 -> .31 (seed 0). They
+were written by
 
-  python -m lpo_jax.main --config=experiments/countdown.py --workdir=/tmp/start \
+  python -m lpo_jax.main --config=experiments/countdown.py --workdir=/tmp/start
     --config.num_steps=0
   python -m lpo_jax.lists /tmp/start --out=FILE.jsonl --lists=64 --mixed --no_logprobs
 """
