@@ -82,7 +82,7 @@ def ours(shape: shapes.Shape, fields: dict, micro_prompts: int):
 
   def once():
     nonlocal state
-    state, metrics = jax.block_until_ready(step(state, groups))
+    state, metrics, _ = jax.block_until_ready(step(state, groups))
     return metrics
 
   def check(metrics):

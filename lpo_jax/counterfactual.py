@@ -35,7 +35,7 @@ from lpo_jax import (
   update,
 )
 from lpo_jax import workdir as workdirs
-from lpo_jax.types import Group, Groups
+from lpo_jax.types import Groups
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,13 +122,9 @@ def compare(batch: Batch, names: list[str]) -> dict[str, tuple[np.ndarray, dict]
     def measure(params, groups, step, function=function):
       groups = update.kept(groups, config)
       statistics = (*update.batch_statistics(groups), step)
-      gradient, _ = microbatch.gradient(function, params, groups, None, statistics,
-                                        True, config)
-      own = microbatch.logprobs(params, groups.rollouts, config)
-      answers = jax.vmap(function, in_axes=(microbatch.GROUP_AXES,))(Group(
-        own, own, groups.rollouts.response_mask, groups.rewards, groups.anchor_scores,
-        *statistics))
-      return answers.values.sum(axis=-1) * groups.keep[:, None], gradient
+      gradient, _, coefficients = microbatch.gradient(
+        function, params, groups, None, statistics, True, config)
+      return coefficients, gradient
 
     with jax.set_mesh(batch.parts.mesh):
       coefficients, gradient = measure(batch.params, batch.groups,

@@ -6,17 +6,21 @@ width the axis states; validation numbers are drawn where they were measured.
 """
 
 import collections
+import contextlib
 import dataclasses
 import math
 import pathlib
 import re
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from lpo_jax import metrics
 
 # Okabe and Ito's colours, told apart under every common colour blindness.
-_COLORS = '#0072B2 #D55E00 #009E73 #CC79A7 #56B4E9 #E69F00 #000000'.split()
+# Three darker ones follow; groups that share one differ in dashes and marker.
+_COLORS = ('#0072B2 #D55E00 #009E73 #CC79A7 #56B4E9 #E69F00 #000000 #882255 #7F7F7F '
+           '#44AA99').split()
 _DASHES = [
   '-',
   '--',
@@ -26,7 +30,7 @@ _DASHES = [
   (0, (1, 1)),
   (0, (9, 3)),
 ]
-_MARKERS = 'os^Dv*P'
+_MARKERS = 'os^Dv*PXph'
 _STYLE = {
   'font.size': 9,
   'axes.titlesize': 10,
@@ -41,6 +45,7 @@ _STYLE = {
   'grid.linewidth': 0.7,
   'legend.frameon': False,
   'lines.linewidth': 1.7,
+  'svg.hashsalt': 'lpo_jax',  # the same numbers give the same file
 }
 
 
@@ -57,12 +62,13 @@ class Panel:
     return self.metric.startswith('val/')
 
 
-def draw(groups: dict[str, list[list[dict]]], path: str) -> bool:
-  """Draw every panel the runs have numbers for into one PNG.
+def draw(groups: dict[str, list[list[dict]]], *paths: str, dpi: int = 160) -> bool:
+  """Draw every panel the runs have numbers for into one figure.
 
   Args:
     groups: name -> one list of metrics rows per seed.
-    path: the image written.
+    paths: the images written, in the format that each ends in.
+    dpi: of those made of pixels.
 
   Returns:
     Whether there was anything to draw.
@@ -70,30 +76,42 @@ def draw(groups: dict[str, list[list[dict]]], path: str) -> bool:
   shown = panels([row for runs in groups.values() for rows in runs for row in rows])
   if not shown:
     return False
-  import matplotlib  # imported here: training itself does not need it
-
-  matplotlib.use('Agg')
-  from matplotlib import pyplot
-
-  with pyplot.rc_context(_STYLE):
-    columns = min(3, len(shown))
-    lines = -(-len(shown) // columns)
-    figure, axes = pyplot.subplots(
-      lines,
-      columns,
-      figsize=(3.7 * columns, 2.75 * lines + 0.35 + 0.2 * len(groups)),
-      squeeze=False,
-      layout='constrained',
-    )
-    for panel, axis in zip(shown, axes.flat, strict=False):
+  with drawing(len(shown), len(groups), paths, dpi=dpi) as (figure, axes):
+    for panel, axis in zip(shown, axes, strict=True):
       _draw_panel(axis, panel, groups)
-    for axis in axes.flat[len(shown) :]:
-      axis.set_axis_off()
-    _draw_legend(figure, groups)
-    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=160)
-    pyplot.close(figure)
+    draw_legend(figure, {name: len(runs) for name, runs in groups.items()})
   return True
+
+
+@contextlib.contextmanager
+def drawing(panels: int, groups: int, paths: Sequence[str],
+            size: tuple[float, float] = (3.7, 2.75), dpi: int = 160):
+  """Yield (figure, axes [panels]) in the house's style; save and close it at the end.
+
+  Args:
+    panels: how many.
+    groups: names in the legend, for which room is left.
+    paths: the images written, in the format that each ends in.
+    size: of a panel, in inches.
+    dpi: of images made of pixels.
+  """
+  import matplotlib  # imported here: training itself does not need it
+  from matplotlib import figure as figures
+
+  columns = min(3, panels)
+  lines = -(-panels // columns)
+  with matplotlib.rc_context(_STYLE):
+    figure = figures.Figure(
+      figsize=(size[0] * columns, size[1] * lines + 0.35 + 0.2 * groups),
+      layout='constrained')
+    axes = list(figure.subplots(lines, columns, squeeze=False).flat)
+    for axis in axes[panels:]:
+      axis.set_axis_off()
+    yield figure, axes[:panels]
+    for path in map(pathlib.Path, paths):
+      path.parent.mkdir(parents=True, exist_ok=True)
+      undated = {'metadata': {'Date': None}} if path.suffix == '.svg' else {}
+      figure.savefig(path, dpi=dpi, **undated)
 
 
 def of_run(workdir: str) -> bool:
@@ -102,27 +120,36 @@ def of_run(workdir: str) -> bool:
   return draw({'this run': [rows]}, str(pathlib.Path(workdir) / 'curves.png'))
 
 
+def followed(rows: Iterable[dict]) -> dict[str, dict[str, str]]:
+  """Return validation set -> 'mean' or 'pass' -> the number that shows its course.
+
+  It is the one measured most often, of these at the set's own n, or else the largest k.
+  """
+  counts = collections.Counter(
+    name for row in rows for name, value in row.items() if value is not None)
+  found = {}
+  for name, count in counts.items():
+    if match := re.fullmatch(r'val/(.+)/(mean|pass)@(\d+|n)', name):
+      part, kind, size = match.groups()
+      rank = count, math.inf if size == 'n' else int(size), name
+      kinds = found.setdefault(part, {})
+      kinds[kind] = max(kinds.get(kind, rank), rank)
+  return {part: {kind: found[part][kind][-1] for kind in sorted(found[part])}
+          for part in sorted(found)}
+
+
 def panels(rows: list[dict]) -> list[Panel]:
   """Return the panels these rows have numbers for, in the order they are drawn."""
-  names = collections.Counter(
-    n for row in rows for n, value in row.items() if value is not None)
-  shown = []
-  for part in sorted({n.split('/')[1] for n in names if n.startswith('val/')}):
-    for kind, unit in (('mean', 'mean reward'), ('pass', 'share of problems')):
-      found = [
-        # The best followed, of these the sets' own n, or else the largest k.
-        (count, math.inf if match[1] == 'n' else int(match[1]), name)
-        for name, count in names.items()
-        if (match := re.fullmatch(rf'val/{re.escape(part)}/{kind}@(\d+|n)', name))
-      ]
-      if found:
-        name = max(found)[-1]
-        size = name.rpartition('@')[2]
-        shown.append(Panel(name, f'{part}, held out: {kind}@{size}', unit))
+  names = {n for row in rows for n, value in row.items() if value is not None}
+  units = {'mean': 'mean reward', 'pass': 'share of problems'}
+  shown = [
+    Panel(name, f'{part}, held out: {name.rpartition("/")[2]}', units[kind])
+    for part, kinds in followed(rows).items() for kind, name in kinds.items()]
   training = (
     Panel('reward/mean', 'Training reward', 'mean reward'),
-    Panel('actor/entropy', 'Response entropy', 'nats per token'),
+    Panel('actor/entropy', 'Token entropy', 'nats per token'),
     Panel('actor/grad_norm', 'Gradient norm', 'global L2 norm, before clipping'),
+    Panel('response_length/mean', 'Response length', 'tokens'),
     Panel('group/flat_frac', 'Flat groups', 'share of groups, all rewards equal'),
   )
   return shown + [panel for panel in training if panel.metric in names]
@@ -167,7 +194,7 @@ def _draw_panel(axis, panel: Panel, groups: dict[str, list[list[dict]]]) -> None
     steps, mean, spread = band(found)
     if not len(steps):
       continue
-    style = _line_style(index)
+    style = line_style(index)
     if len(steps) > 12:  # a marker on every point would hide the line
       every = max(1, len(steps) // 8)
       style['markevery'] = (index * every // max(1, len(groups)), every)
@@ -183,32 +210,34 @@ def _draw_panel(axis, panel: Panel, groups: dict[str, list[list[dict]]]) -> None
   axis.margins(x=0.0, y=0.08)
 
 
-def _draw_legend(figure, groups: dict[str, list[list[dict]]]) -> None:
+def draw_legend(figure, groups: dict[str, int],
+                band: str = 'band: one standard deviation') -> None:
+  """Name the groups below a figure.
+
+  Args:
+    figure: with its panels drawn.
+    groups: name -> how many seeds.
+    band: what is drawn of the spread over seeds.
+  """
   from matplotlib import lines
 
-  seeds = {len(runs) for runs in groups.values()}
+  seeds = set(groups.values())
   handles = [
-    lines.Line2D([], [], label=_label(name, runs, seeds), **_line_style(index))
-    for index, (name, runs) in enumerate(groups.items())
-  ]
-  title = 'mean over seeds, band: one standard deviation' if max(seeds) > 1 else None
+    lines.Line2D([], [], label=name if len(seeds) == 1 else f'{name} ({count} seeds)',
+                 **line_style(index))
+    for index, (name, count) in enumerate(groups.items())]
+  title = f'mean over seeds, {band}' if max(seeds) > 1 else None
   if len(seeds) == 1 and max(seeds) > 1:
-    title = f'mean of {max(seeds)} seeds, band: one standard deviation'
+    title = f'mean of {max(seeds)} seeds, {band}'
   if title or len(groups) > 1:
-    figure.legend(
-      handles=handles,
-      title=title,
-      handlelength=4.0,
-      loc='outside lower center',
-      ncols=min(4, len(groups)) if max(map(len, groups)) < 40 else 1,
-    )
+    fitting = int(figure.get_figwidth() // 2.5)
+    figure.legend(handles=handles, title=title, handlelength=4.0,
+                  loc='outside lower center',
+                  ncols=min(fitting, len(groups)) if max(map(len, groups)) < 40 else 1)
 
 
-def _label(name: str, runs: list, seeds: set[int]) -> str:
-  return name if len(seeds) == 1 else f'{name} ({len(runs)} seeds)'
-
-
-def _line_style(index: int) -> dict:
+def line_style(index: int) -> dict:
+  """Return how the index-th group is drawn: colour, dashes and marker are its own."""
   return {
     'color': _COLORS[index % len(_COLORS)],
     'linestyle': _DASHES[(index + index // len(_DASHES)) % len(_DASHES)],

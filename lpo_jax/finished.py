@@ -1,7 +1,8 @@
 """What finished runs say, read from their folders alone.
 
 config.json, metrics.jsonl and, where that is absent, summary.json. A run is judged by
-its last validation and by its training numbers over the last tenth of its steps.
+its last validation and by its training numbers over the last tenth of its steps; its
+evaluations in order, with what was spent until each, are its path.
 """
 
 import dataclasses
@@ -10,10 +11,12 @@ import math
 import pathlib
 import re
 
+import numpy as np
+
 from lpo_jax import curves, metrics
 
-TRAINING = ('actor/entropy', 'actor/grad_norm', 'group/flat_frac',
-            'reward/trace_valid_frac')
+TRAINING = ('actor/entropy', 'actor/grad_norm', 'response_length/mean',
+            'group/flat_frac', 'reward/trace_valid_frac')
 KINDS = ('mean', 'pass', 'maj')
 TAIL = 0.1  # the share of a run over which training numbers are averaged
 
@@ -30,6 +33,47 @@ class Run:
   @property
   def last_step(self) -> int:
     return self.rows[-1]['step'] if self.rows else 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Path:
+  """One run's evaluations of one set, in order: what was spent, what was reached."""
+
+  spent: dict[str, np.ndarray]  # 'iterations', 'tokens', 'seconds' -> f64[n], rising
+  pass_1: np.ndarray  # f64[n], the mean over the samples
+  pass_k: np.ndarray  # f64[n]
+
+
+def path(run: Run, mean: str, passed: str) -> Path:
+  """Return where a run's evaluations found it.
+
+  Tokens are those sampled for training. Seconds are those of its iterations: sampling,
+  verdicts and update. An iteration in which something was compiled counts as the run's
+  median iteration, since who compiles depends on what is cached.
+
+  Args:
+    run: whose.
+    mean: the number that is its pass@1.
+    passed: the number that is its pass@k.
+  """
+  seconds, tokens, found = np.cumsum(_seconds(run.rows)), 0.0, []
+  for index, row in enumerate(run.rows):
+    tokens = row.get('perf/total_tokens') or tokens
+    if row.get(mean) is not None and row.get(passed) is not None:
+      found.append((row['step'], tokens, seconds[index], row[mean], row[passed]))
+  columns = np.array(found, float).reshape(-1, 5).T
+  spent = dict(zip(('iterations', 'tokens', 'seconds'), columns, strict=False))
+  return Path(spent, *columns[3:])
+
+
+def _seconds(rows: list[dict]) -> np.ndarray:
+  """Return f64[rows]: of each iteration, without compilation where others tell."""
+  taken = np.array([row.get('timing_s/step') or 0.0 for row in rows], float)
+  counts = [row.get('perf/compile_count') for row in rows]
+  compiled = np.array([now is not None and now != before for now, before in
+                       zip(counts, [None, *counts], strict=False)], bool)
+  steady = taken[~compiled & (taken > 0)]
+  return np.where(compiled, np.median(steady), taken) if len(steady) else taken
 
 
 def find(paths: list[str]) -> list[pathlib.Path]:
@@ -61,7 +105,8 @@ def load(path: pathlib.Path) -> Run:
   config = _flat(_read_object(path / 'config.json'))
   # Seeds that start from base_0, base_1, ... start from the same thing.
   seed = rf'(?<!\d){config.get("seed")}(?!\d)'
-  config['init_from'] = re.sub(seed, '{seed}', str(config.get('init_from', '')))
+  config['init_from'] = re.sub(rf'{seed}(?!.*{seed})', '{seed}',
+                               str(config.get('init_from', '')))
   return Run(
     path=path,
     config=config,
@@ -74,7 +119,7 @@ def final(run: Run) -> dict[str, float]:
   """Return the numbers a run is judged by, name -> value."""
   numbers = {}
   for row in run.rows:
-    numbers |= {n: v for n, v in row.items() if is_score(n) and v is not None}
+    numbers = {n: v for n, v in row.items() if is_score(n) and v is not None} or numbers
   if not run.rows:
     numbers = {n: v for n, v in run.summary.items() if is_score(n) and _is_number(v)}
   for name in TRAINING:
@@ -92,6 +137,11 @@ def _is_number(value) -> bool:
 def is_score(name: str) -> bool:
   """Return whether a number is a validation score, mean@, pass@ or maj@."""
   return re.fullmatch(r'val/.+/(mean|pass|maj)@(\d+|n)', name) is not None
+
+
+def label(name: str) -> str:
+  """Return what a table calls a number: val/countdown/mean@16 is countdown mean@16."""
+  return name.removeprefix('val/').replace('/', ' ') if is_score(name) else name
 
 
 def order(name: str) -> tuple:

@@ -70,22 +70,22 @@ class UpdateConfig:
       raise ValueError(f'behavior={self.behavior!r}: choose learner or sampler')
 
 
-def pack(groups: Groups, config: UpdateConfig) -> Groups:
-  """Reorder groups so that those that count fill as few microbatches as can be.
+def packing(keep: jax.Array, config: UpdateConfig) -> jax.Array:
+  """Return i32[B], the order in which groups fill as few microbatches as can be.
 
-  They are dealt evenly over the minibatches, then fill microbatch after microbatch.
+  Those that count (bool[B]) are dealt evenly over the minibatches, then fill
+  microbatch after microbatch.
   With p the place of a group when those that count come first: minibatch p mod U,
   microbatch (p div U) div m of it.
   """
-  batch = groups.keep.shape[0]
+  batch = keep.shape[0]
   minibatches, size = config.updates_per_step, config.micro_prompts
   count = batch // minibatches // size
   place = jnp.arange(batch)
   minibatch, within = place % minibatches, place // minibatches
   row = ((within % size) * count + within // size) * minibatches + minibatch
-  order = jnp.argsort(~groups.keep, stable=True)
-  order = jnp.zeros(batch, order.dtype).at[row].set(order)
-  return jax.tree.map(lambda x: x[order], groups)
+  order = jnp.argsort(~keep, stable=True)
+  return jnp.zeros(batch, order.dtype).at[row].set(order)
 
 
 def logprobs(policy, rollouts: Rollouts, config: UpdateConfig, keep=None) -> jax.Array:
@@ -105,7 +105,7 @@ def logprobs(policy, rollouts: Rollouts, config: UpdateConfig, keep=None) -> jax
 
 def gradient(objective: Callable[[Group], Coefficients], policy, groups: Groups,
              behavior, statistics: tuple, first, config: UpdateConfig):
-  """Return the mean gradient over the kept groups of a minibatch, and metrics.
+  """Return the mean gradient over the kept groups of a minibatch, and what it is of.
 
   Args:
     objective: one group -> Coefficients.
@@ -116,6 +116,10 @@ def gradient(objective: Callable[[Group], Coefficients], policy, groups: Groups,
     first: bool, whether pi_theta still is pi_b, so that its gap to the sampler's
       record is the sampler's error.
     config: how the minibatch is cut up.
+
+  Returns:
+    the gradient, metrics, and f32[M, K], each response's coefficients summed over its
+    tokens; 0 in groups that do not count.
   """
   share = groups.keep / jnp.maximum(jnp.sum(groups.keep), 1)  # f32[M]
   judge = functools.partial(_judge, objective, statistics, first)
@@ -124,18 +128,18 @@ def gradient(objective: Callable[[Group], Coefficients], policy, groups: Groups,
 
     def one_pass(policy, unit):
       logprobs, entropy = _forward(policy, unit[0].rollouts, config)
-      weights, metrics = judge(logprobs, entropy, *unit)
-      return jnp.sum(weights * logprobs), metrics
+      weights, *found = judge(logprobs, entropy, *unit)
+      return jnp.sum(weights * logprobs), found
 
     parts = sharding.split((groups, behavior, share), count)
-    grads, metrics = _accumulate(one_pass, policy, parts[0].keep, parts)
-    return grads, jax.tree.map(jnp.sum, metrics)
+    grads, (metrics, coefficients) = _accumulate(one_pass, policy, parts[0].keep, parts)
+    return grads, jax.tree.map(jnp.sum, metrics), sharding.joined(coefficients)
 
   units, join = _units(groups.rollouts, config)
   live = units((groups.keep,))[0]
   found = jax.lax.map(_where_live(lambda unit: _forward(policy, unit, config)),
                       (live, units(groups.rollouts)))
-  weights, metrics = judge(*map(join, found), groups, behavior, share)
+  weights, metrics, coefficients = judge(*map(join, found), groups, behavior, share)
 
   def second_pass(policy, unit):
     rollouts, weights = unit
@@ -143,7 +147,7 @@ def gradient(objective: Callable[[Group], Coefficients], policy, groups: Groups,
 
   grads, _ = _accumulate(second_pass, policy, live,
                          (units(groups.rollouts), units((weights,))[0]))
-  return grads, metrics
+  return grads, metrics, coefficients
 
 
 def _forward(policy, rollouts: Rollouts, config: UpdateConfig):
@@ -153,7 +157,7 @@ def _forward(policy, rollouts: Rollouts, config: UpdateConfig):
 
 def _judge(objective, statistics, first, logprobs, entropy, groups: Groups, behavior,
            share):
-  """Return each group's coefficients times its share, and the metrics."""
+  """Return coefficients times their group's share, metrics, and sums over tokens."""
   logprobs = jax.lax.stop_gradient(logprobs)
   own = logprobs if behavior is None else behavior
   mask = groups.rollouts.response_mask
@@ -173,15 +177,18 @@ def _judge(objective, statistics, first, logprobs, entropy, groups: Groups, beha
     'mismatch/seq_logratio_std': mean(jnp.std(jnp.sum(gap, axis=-1), axis=-1),
                                       groups.keep & (first > 0)),
   }
-  return jax.lax.stop_gradient(found.values * share[:, None, None]), metrics
+  return (jax.lax.stop_gradient(found.values * share[:, None, None]), metrics,
+          jnp.sum(found.values, axis=-1) * groups.keep[:, None])
 
 
 def _accumulate(function, policy, keep, units):
   """Sum the gradients of `function(policy, unit)` over the units that count.
 
-  They are those of what is trained, see `lora.split`.
+  They are those of what is trained, see `lora.split`. Layers that run unrolled are
+  unstacked here, once, so that each has a sum of its own.
   """
-  trained, frozen = lora.split(policy)
+  unroll = policy.config.unroll
+  trained, frozen = lora.split(policy.unstack() if unroll else policy)
   gradient_of = jax.grad(
     lambda trained, unit: function(lora.join(trained, frozen), unit), has_aux=True)
   unit_gradient = _where_live(lambda unit: gradient_of(trained, unit))
@@ -190,7 +197,8 @@ def _accumulate(function, policy, keep, units):
     grads, aux = unit_gradient(unit)
     return jax.tree.map(jnp.add, total, grads), aux
 
-  return jax.lax.scan(body, jax.tree.map(jnp.zeros_like, trained), (keep, units))
+  total, aux = jax.lax.scan(body, jax.tree.map(jnp.zeros_like, trained), (keep, units))
+  return total.stack() if unroll else total, aux
 
 
 def _where_live(function):

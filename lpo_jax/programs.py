@@ -24,7 +24,8 @@ class Programs:
     fresh_params: key -> a new policy, without adapters.
     state_of: (params, key) -> TrainState around given parameters, step 0; donates
       them. Those without adapters get such as the configuration asks for.
-    update: (TrainState, Groups) -> (TrainState, metrics); donates the state.
+    update: (TrainState, Groups) -> (TrainState, metrics, coefficients); donates
+      the state.
     certify: (policy, step, Groups) -> see `update.certify`.
   """
 
@@ -44,7 +45,7 @@ class Programs:
       update.make_update(
         objective.build(parts.objective, parts.sampling.samples_per_prompt),
         self._optimizer, optimizer.schedule(parts.optimizer), parts.update),
-      donate_argnums=0, out_shardings=(placement, copied))
+      donate_argnums=0, out_shardings=(placement, copied, copied))
     self.certify = jax.jit(functools.partial(
       update.certify, temperature=objective.temperature(parts.objective),
       config=parts.update), out_shardings=copied)

@@ -45,7 +45,7 @@ def token_logprobs(first: Array, hidden: Array, response: Array, mask: Array,
 
   width = response.shape[-1]
   if not chunk or chunk >= width:
-    logprobs, entropy = jax.checkpoint(one_chunk)(predictors, response)
+    logprobs, entropy = one_chunk(predictors, response)
   else:
     logprobs, entropy = _chunked(one_chunk, predictors, response, chunk)
   return jnp.where(mask, logprobs, 0.0), jnp.where(mask, entropy, 0.0)
@@ -68,16 +68,36 @@ def _chunked(function, predictors, response, chunk):
                for part in parts)
 
 
+@jax.custom_vjp
 def _log_softmax_at(logits: Array, tokens: Array) -> tuple[Array, Array]:
-  """Return log softmax(logits)[tokens] and the entropy, over the last axis."""
+  """Return log softmax(logits)[tokens] and the entropy, over the last axis.
+
+  The gradient of the former is 1[token] - softmax; none flows through the latter.
+  """
+  return _forward(logits, tokens)[0]
+
+
+def _forward(logits, tokens):
   normaliser = jax.nn.logsumexp(logits, axis=-1)
   # A masked sum, not a gather: it fuses, and it stays local when V is sharded.
+  picked = jnp.sum(jnp.where(_chosen(logits, tokens), logits, 0.0), axis=-1)
+  logprobs = logits - normaliser[..., None]
+  entropy = -jnp.sum(jnp.exp(logprobs) * jnp.maximum(logprobs, -1e30), axis=-1)
+  return (picked - normaliser, entropy), (logits, normaliser, tokens)
+
+
+def _backward(saved, slopes):
+  logits, normaliser, tokens = saved
+  softmax = jnp.exp(logits - normaliser[..., None])
+  return slopes[0][..., None] * (_chosen(logits, tokens) - softmax), None
+
+
+_log_softmax_at.defvjp(_forward, _backward)
+
+
+def _chosen(logits, tokens):
   vocabulary = jax.lax.broadcasted_iota(tokens.dtype, logits.shape, logits.ndim - 1)
-  chosen = vocabulary == tokens[..., None]
-  picked = jnp.sum(jnp.where(chosen, logits, 0.0), axis=-1)
-  fixed = jax.lax.stop_gradient(logits - normaliser[..., None])
-  entropy = -jnp.sum(jnp.exp(fixed) * jnp.maximum(fixed, -1e30), axis=-1)
-  return picked - normaliser, entropy
+  return vocabulary == tokens[..., None]
 
 
 def sequence_scores(logprobs: Array, behavior_logprobs: Array, mask: Array,

@@ -171,7 +171,7 @@ def main(argv: list[str] | None = None) -> int:
                     if job.name.startswith(f'runs/{name}/')] for name in study.runs}
   out = os.path.join(options.out, 'report')
   jobs.say(report.write_study(folders, study.pairs, out))
-  jobs.say(f'report.md, report.csv and curves.png are in {out}')
+  jobs.say(f'report.html, report.md, report.csv and figures are in {out}')
   return 0
 
 

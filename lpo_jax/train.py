@@ -167,12 +167,12 @@ class Run:
         self.config, self.parts, state.params, step,
         jax.random.fold_in(self._key(SAMPLE), step), self.phases, self.log_behavior)
       with self.phases('update'):
-        state, metrics = self.programs.update(state, batch.groups)
+        state, metrics, coefficients = self.programs.update(state, batch.groups)
         self._flush(pending)
         jax.block_until_ready(state.params)
     pending = Pending(step, metrics | batch.graded.metrics, {}, batch.groups)
     if step % self.config.log.groups_every == 0 or step == 1:
-      self._look_inside(state, pending, batch)
+      self._look_inside(state, pending, batch, coefficients)
     if step == 1:
       found, shown = metrics_lib.reduce(pending.metrics), batch.texts([0])
       prompt = self.parts.tokenizer.render(batch.problems[0].prompt)
@@ -232,7 +232,8 @@ class Run:
       kept = origin.stored(state, self.parts)
       self.checkpoints.save(step, kept, numbers, force=force)
 
-  def _look_inside(self, state, pending: Pending, batch: batches.Batch) -> None:
+  def _look_inside(self, state, pending: Pending, batch: batches.Batch,
+                   coefficients) -> None:
     """Measure the update's certificate and write a few groups to rollouts/."""
     metrics, simplexes = self.programs.certify(state.params, state.step - 1,
                                                 pending.groups)
@@ -241,7 +242,9 @@ class Run:
     workdirs.write_groups(
       self.workdir, pending.step, [batch.problems[row] for row in rows],
       batch.texts(rows), batch.graded.rewards[rows],
-      [np.exp(jax.device_get(x))[rows] for x in simplexes])
+      [np.exp(jax.device_get(x))[rows] for x in simplexes],
+      jax.device_get(coefficients)[rows],
+      hosts.fetch(pending.groups.rollouts.response_mask.sum(axis=-1))[rows])
 
   def _timings(self, groups) -> dict[str, float]:
     numbers = self.phases.flush()

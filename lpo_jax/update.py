@@ -23,7 +23,10 @@ from lpo_jax.types import Coefficients, Group, Groups, Mean, TrainState
 def make_update(objective: Callable[[Group], Coefficients],
                 optimizer: optax.GradientTransformation, learning_rate: optax.Schedule,
                 config: UpdateConfig):
-  """Return the pure function (TrainState, Groups) -> (TrainState, metrics).
+  """Return the pure function (TrainState, Groups) -> (TrainState, metrics, c).
+
+  c is f32[B, K], each response's coefficients summed over its tokens, as the first
+  epoch used them; 0 in groups that do not count.
 
   A non-finite gradient, or a minibatch in which no group counts, leaves parameters
   and moments as they were; the former is counted in `TrainState.skipped`.
@@ -31,26 +34,32 @@ def make_update(objective: Callable[[Group], Coefficients],
 
   def update(state: TrainState, groups: Groups):
     groups = kept(groups, config)
+    order = jnp.arange(groups.keep.shape[0])
     if config.skip_flat_groups:
-      groups = microbatch.pack(groups, config)
+      order = microbatch.packing(groups.keep, config)
+      groups = jax.tree.map(lambda x: x[order], groups)
     statistics = (*batch_statistics(groups), state.step)
     behavior = _behavior_logprobs(state.params, groups, config)
     batches = sharding.split((groups, behavior), config.updates_per_step)
 
     def minibatch(state, batch):
       index, (groups, behavior) = batch
-      grads, metrics = microbatch.gradient(
+      grads, metrics, coefficients = microbatch.gradient(
         objective, state.params, groups, behavior, statistics, index == 0, config)
-      return _apply(optimizer, learning_rate, state, grads, metrics, groups.keep)
+      state, metrics = _apply(optimizer, learning_rate, state, grads, metrics,
+                              groups.keep)
+      return state, (metrics, coefficients)
 
     def epoch(state, number):
       index = number * config.updates_per_step + jnp.arange(config.updates_per_step)
-      state, metrics = jax.lax.scan(minibatch, state, (index, batches))
-      return state, jax.tree.map(jnp.sum, metrics)
+      state, (metrics, coefficients) = jax.lax.scan(minibatch, state, (index, batches))
+      return state, (jax.tree.map(jnp.sum, metrics), sharding.joined(coefficients))
 
-    state, learned = jax.lax.scan(epoch, state, jnp.arange(config.epochs))
+    state, (learned, coefficients) = jax.lax.scan(epoch, state,
+                                                  jnp.arange(config.epochs))
     metrics = jax.tree.map(jnp.sum, learned) | _batch_metrics(groups, state.skipped)
-    return state.replace(step=state.step + 1), metrics
+    coefficients = jnp.zeros_like(coefficients[0]).at[order].set(coefficients[0])
+    return state.replace(step=state.step + 1), metrics, coefficients
 
   return update
 

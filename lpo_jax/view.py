@@ -1,10 +1,12 @@
-"""Look inside a group of a run: prompt, answers, rewards, w*, P before and P after.
+"""Look inside groups of a run: prompt, answers, rewards, w*, P, coefficients, lengths.
 
   python -m lpo_jax.view DIR [--step=N] [--id=ID] [--html=FILE]
+      [--only=solved|flat|mixed] [--sort=coefficient|change]
 
 Reads DIR/rollouts/, one look of `log.groups` groups every `log.groups_every` steps.
 Without --step the newest look, without --id its first group; with --html all of its
-groups, in one file that holds their images, too.
+groups, in one file that holds their images, too. c_k is the coefficient of the update's
+first epoch, summed over tokens: negative makes a response likelier.
 """
 
 import argparse
@@ -16,12 +18,23 @@ import pathlib
 import re
 import sys
 import textwrap
+from collections.abc import Callable
 
 from lpo_jax import metrics
 
-COLUMNS = ('reward', 'w*', 'P before', 'P after')
-_FIELDS = ('rewards', 'target', 'policy_before', 'policy_after')
+COLUMNS = {  # name -> field, and how its numbers are written
+  'reward': ('rewards', '{:.3f}'), 'w*': ('target', '{:.3f}'),
+  'P before': ('policy_before', '{:.3f}'), 'P after': ('policy_after', '{:.3f}'),
+  'c_k': ('coefficients', '{:+.4f}'), 'tokens': ('lengths', '{:.0f}'),
+}
+_MASSES = ('w*', 'P before', 'P after')  # drawn as bars
+ONLY: dict[str, Callable[[dict], bool]] = {
+  'solved': lambda group: max(group['rewards']) == 1,  # by a response at least
+  'flat': lambda group: max(group['rewards']) == min(group['rewards']),
+  'mixed': lambda group: max(group['rewards']) > min(group['rewards']),
+}
 _KINDS = {b'\x89PNG': 'png', b'\xff\xd8\xff': 'jpeg', b'GIF8': 'gif', b'RIFF': 'webp'}
+_WIDTH = 10  # characters of a column
 _STYLE = """
 body { font: 15px/1.45 sans-serif; color: #1b1b1b; max-width: 70em; margin: 2em auto }
 section { display: flex; gap: 2em; margin: 2em 0; border-top: 1px solid #ccc }
@@ -67,6 +80,45 @@ def groups(folder: str, step: int | None = None) -> list[dict]:
   return [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines()]
 
 
+def largest_coefficient(group: dict) -> float:
+  """Return the largest |c| of a group.
+
+  Raises:
+    ValueError: the look is older than coefficients in looks.
+  """
+  if 'coefficients' not in group:
+    raise ValueError(f'group {group["id"]} of step {group["step"]} was written without '
+                     'coefficients: run anew, or use --sort=change')
+  return max(map(abs, group['coefficients']))
+
+
+def change(group: dict) -> float:
+  """Return the total variation between P before and P after the update."""
+  return 0.5 * sum(abs(after - before) for before, after in
+                   zip(group['policy_before'], group['policy_after'], strict=True))
+
+
+SORTS = {'coefficient': largest_coefficient, 'change': change}
+
+
+def choose(found: list[dict], only: str = '', sort: str = '') -> list[dict]:
+  """Return the groups asked for.
+
+  Args:
+    found: of one look.
+    only: one of ONLY; '' for all.
+    sort: one of SORTS, the largest first; '' as they were written.
+
+  Raises:
+    ValueError: none is left, or one lacks what it is sorted by.
+  """
+  kept = [group for group in found if not only or ONLY[only](group)]
+  if not kept:
+    raise ValueError(f'--only={only}: none of the {len(found)} groups of step '
+                     f'{found[0]["step"]} is')
+  return sorted(kept, key=SORTS[sort], reverse=True) if sort else kept
+
+
 def text(group: dict, width: int = 88) -> str:
   """Return a group for a terminal, its responses by falling P after."""
   lines = [f'step {group["step"]}, problem {group["id"]}',
@@ -74,11 +126,13 @@ def text(group: dict, width: int = 88) -> str:
   if group.get('answer') is not None:
     lines.append(f'answer: {json.dumps(group["answer"], ensure_ascii=False)}')
   lines += [f'image: {name}' for name in group.get('images', ())]
-  lines += ['', ''.join(f'{name:>10}' for name in COLUMNS) + '  response']
+  columns = _columns(group)
+  lines += ['', ''.join(f'{name:>{_WIDTH}}' for name in columns) + '  response']
   for numbers, response in _rows(group):
-    indent = 10 * len(COLUMNS) + 2
+    indent = _WIDTH * len(columns) + 2
     shown = textwrap.wrap(_visible(response), max(width - indent, 20)) or ['']
-    lines.append(''.join(f'{number:10.3f}' for number in numbers) + f'  {shown[0]}')
+    lines.append(''.join(f'{number:>{_WIDTH}}' for number in _written(numbers))
+                 + f'  {shown[0]}')
     lines += [' ' * indent + more for more in shown[1:]]
   return '\n'.join(lines)
 
@@ -111,11 +165,20 @@ def _visible(said: str) -> str:
   return ''.join(c if c.isprintable() or c == '\n' else ascii(c)[1:-1] for c in said)
 
 
-def _rows(group: dict):
-  """Yield (reward, w*, P before, P after) and response, by falling P after."""
-  numbers = list(zip(*(group[name] for name in _FIELDS), strict=True))
-  order = sorted(range(len(numbers)), key=lambda k: -numbers[k][-1])
-  return [(numbers[k], group['responses'][k]) for k in order]
+def _columns(group: dict) -> list[str]:
+  """Return the columns that a group has: older looks lack the last."""
+  return [name for name, (field, _) in COLUMNS.items() if field in group]
+
+
+def _rows(group: dict) -> list[tuple[dict[str, float], str]]:
+  """Return (column -> number, response), by falling P after."""
+  rows = [({name: group[COLUMNS[name][0]][k] for name in _columns(group)}, response)
+          for k, response in enumerate(group['responses'])]
+  return sorted(rows, key=lambda row: -row[0]['P after'])
+
+
+def _written(numbers: dict[str, float]) -> list[str]:
+  return [COLUMNS[name][1].format(number) for name, number in numbers.items()]
 
 
 def _section(folder: str, group: dict) -> str:
@@ -123,17 +186,18 @@ def _section(folder: str, group: dict) -> str:
                     for name in group.get('images', ()))
   if figures:
     figures = f'<figure>{figures}</figure>'
-  head = ''.join(f'<th>{name}</th>' for name in (*COLUMNS, 'response'))
+  head = ''.join(f'<th>{name}</th>' for name in (*_columns(group), 'response'))
   rows = ''
   for numbers, response in _rows(group):
-    cells = f'<td>{numbers[0]:.3f}</td>' + ''.join(
-      f'<td>{p:.3f}<div class="bar" style="width:{100 * p:.1f}%"></div></td>'
-      for p in numbers[1:])
+    cells = ''
+    for (name, number), shown in zip(numbers.items(), _written(numbers), strict=True):
+      bar = f'<div class="bar" style="width:{100 * number:.1f}%"></div>'
+      cells += f'<td>{shown}{bar if name in _MASSES else ""}</td>'
     rows += f'<tr>{cells}<td>{html.escape(response)}</td></tr>\n'
   answer = json.dumps(group.get('answer'), ensure_ascii=False)
   return (f'<section>{figures}<div><h2>{html.escape(str(group["id"]))}</h2>'
           f'<pre>{html.escape(spoken(group["prompt"]))}</pre>'
-          f'<p>answer: {html.escape(answer)}</p>'
+          f'<p>answer: {html.escape(answer)}; changed by {change(group):.3f}</p>'
           f'<table><tr>{head}</tr>\n{rows}</table></div></section>')
 
 
@@ -163,9 +227,13 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument('--step', type=int, help='of the look; default: the newest')
   parser.add_argument('--id', help='of the problem; default: the first')
   parser.add_argument('--html', metavar='FILE', help='write all groups there instead')
+  parser.add_argument('--only', choices=ONLY, default='', help='solved: some response '
+                      'earned 1\nflat: all rewards equal\nmixed: they differ')
+  parser.add_argument('--sort', choices=SORTS, default='', help='coefficient: largest '
+                      '|c| first\nchange: largest total variation, P before to after')
   options = parser.parse_args(argv)
   try:
-    found = groups(options.run, options.step)
+    found = choose(groups(options.run, options.step), options.only, options.sort)
     if options.id is not None:
       known = [str(group['id']) for group in found]
       if options.id not in known:

@@ -115,7 +115,8 @@ def write_report(workdir: str, report: dict) -> None:
 @hosts.by_first
 def write_groups(workdir: str, step: int, problems: Sequence[Problem],
                  texts: Sequence[Sequence[str]], rewards: np.ndarray,
-                 simplexes: Sequence[np.ndarray]) -> None:
+                 simplexes: Sequence[np.ndarray], coefficients: np.ndarray,
+                 lengths: np.ndarray) -> None:
   """Write DIR/rollouts/step_<step>.jsonl, one group a line.
 
   Args:
@@ -125,6 +126,8 @@ def write_groups(workdir: str, step: int, problems: Sequence[Problem],
     texts: their K responses each.
     rewards: f32[B, K].
     simplexes: w*, P before and P after the update, each f32[B, K].
+    coefficients: f32[B, K] that the update used, summed over tokens.
+    lengths: i32[B, K] in tokens.
   """
   target, before, after = simplexes
   metrics_lib.write_rollouts(
@@ -132,6 +135,7 @@ def write_groups(workdir: str, step: int, problems: Sequence[Problem],
     [{'step': step, 'id': problem.id, 'prompt': problem.prompt,
       'answer': problem.answer, 'responses': texts[i], 'rewards': rewards[i],
       'target': target[i], 'policy_before': before[i], 'policy_after': after[i],
+      'coefficients': coefficients[i], 'lengths': lengths[i],
       **({'prefix': problem.prefix.text} if problem.prefix else {}),
       **_images(workdir, problem)} for i, problem in enumerate(problems)])
 

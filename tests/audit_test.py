@@ -110,7 +110,8 @@ def test_what_evaluation_and_training_leave_can_be_read(tmp_path):
   kept.add([problem], [outcomes.Outcome([1.0, 0.0], ['x', None], [False] * 2, [1, 2],
                                         ['one', 'two'])], {})
   workdir.write_groups(str(tmp_path), 3, [problem], [['one', 'two']],
-                       np.array([[1.0, 0.0]]), [np.ones((1, 2))] * 3)
+                       np.array([[1.0, 0.0]]), [np.ones((1, 2))] * 3, np.ones((1, 2)),
+                       np.ones((1, 2), int))
   for path in (kept.path, tmp_path / 'rollouts/step_000003.jsonl'):
     assert audit.read([str(path)]) == [
       audit.Saved(f'{path}:1:0', 'p7', answer, 'one', 1.0),

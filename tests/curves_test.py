@@ -49,8 +49,8 @@ def test_panels_of_an_average_take_each_set_at_its_own_n():
 
 
 def test_no_two_groups_look_alike_even_without_colour():
-  looks = [curves._line_style(index) for index in range(14)]
-  assert len({(str(look['linestyle']), look['marker']) for look in looks}) == 14
+  looks = [curves.line_style(index) for index in range(20)]
+  assert len({(str(look['linestyle']), look['marker']) for look in looks}) == 20
 
 
 def test_runs_of_different_length_and_missing_numbers_can_be_drawn(tmp_path):

@@ -175,9 +175,9 @@ def test_logged_groups_are_those_of_one_process(alone, story):
           for workdir in (alone, story[0] / 'run')]
   assert len(rows[0]) == 12
   for one, two in zip(*rows, strict=True):
-    for field in ('id', 'prompt', 'responses', 'rewards'):
+    for field in ('id', 'prompt', 'responses', 'rewards', 'lengths'):
       assert one[field] == two[field]
-    for field in ('target', 'policy_before', 'policy_after'):
+    for field in ('target', 'policy_before', 'policy_after', 'coefficients'):
       np.testing.assert_allclose(one[field], two[field], atol=1e-6)
 
 

@@ -103,7 +103,7 @@ def program(make=None, **choices):
     *arguments, state, groups = arguments
     chosen = make(*arguments) if make else plain
     return update.make_update(chosen, _TRANSFORM, optimizer.schedule(OPTIMIZER),
-                              config)(state, groups)
+                              config)(state, groups)[:2]
 
   return jit(step)
 

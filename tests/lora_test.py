@@ -211,10 +211,10 @@ def test_one_step_is_the_same_on_any_mesh():
     step = learner.jit(update.make_update(
       objective.build(objective.ObjectiveConfig(), learner.SAMPLES), learner._TRANSFORM,
       optimizer.schedule(learner.OPTIMIZER), config),
-      out_shardings=(places, sharding.replicated(mesh)))
+      out_shardings=(places, *[sharding.replicated(mesh)] * 2))
     with jax.set_mesh(mesh):
-      state, metrics = step(jax.device_put(state, places),
-                            sharding.shard_batch(groups, mesh))
+      state, metrics, _ = step(jax.device_put(state, places),
+                               sharding.shard_batch(groups, mesh))
     found[shape] = jax.device_get((learner.gradient(state), metrics))
     split = {path[-2].name: place.spec for (path, _), place in zip(
       jax.tree_util.tree_leaves_with_path(state.params),

@@ -135,7 +135,7 @@ def test_gradient_is_that_of_the_written_loss(label):
       loss(logprobs[i], learner.rows(groups, i)) for i in range(_SIZE)])),
     policy, groups.rollouts)
   which = jnp.int32(list(_WRITTEN).index(label))
-  actual, _ = _program(_any_of, micro_prompts=_SIZE)(policy, groups, which)
+  actual = _program(_any_of, micro_prompts=_SIZE)(policy, groups, which)[0]
   learner.assert_close(actual, expected, 2e-5)
 
 
@@ -166,6 +166,21 @@ def test_any_microbatching_gives_the_same_metrics(cut):
   assert actual.keys() == expected.keys()
   for name, value in expected.items():
     np.testing.assert_allclose(actual[name], value, rtol=2e-5, err_msg=name)
+
+
+@_CUTS
+def test_coefficients_are_those_used_summed_over_tokens(cut):
+  groups = _partly_kept()
+  mask, rewards = groups.rollouts.response_mask, np.float64(groups.rewards)
+  delta = np.asarray(learner.logprobs(learner.policy(_FAR), groups.rollouts), float)
+  delta = np.where(mask, delta - groups.rollouts.logprobs, 0)
+  scores = delta.sum(-1) / mask.sum(-1)
+  tilted = np.exp(rewards / rewards.std(1, keepdims=True) + groups.anchor_scores)
+  policy = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
+  inside = (mask & (delta > np.log(0.8)) & (delta < np.log(1.2))).sum(-1)
+  expected = (policy - tilted / tilted.sum(1, keepdims=True)) * inside / mask.sum(-1)
+  np.testing.assert_allclose(_cut(*cut)[2], expected * groups.keep[:, None], atol=1e-5)
+  assert np.abs(expected).max() > 0.02
 
 
 def test_metrics_are_means_over_the_tokens_of_the_groups_that_count():
@@ -214,22 +229,17 @@ def test_parts_take_every_nth_row():
   np.testing.assert_array_equal(parts['x'][1, :, 0], [2, 8])
 
 
-_pack = jax.jit(microbatch.pack, static_argnums=1)
+_packing = jax.jit(microbatch.packing, static_argnums=1)
 
 
 @pytest.mark.parametrize('kept', [0, 1, 3, 5, 8, 12])
 @pytest.mark.parametrize('updates,size', [(1, 2), (2, 3), (3, 2), (2, 1)])
 def test_packing_deals_the_groups_that_count_evenly_and_tightly(kept, updates, size):
-  groups = learner.groups(12, exact=False)
   keep = np.random.default_rng(kept).permutation(np.arange(12) < kept)
-  rewards = np.tile(np.arange(12, dtype=np.float32)[:, None], (1, learner.SAMPLES))
   config = UpdateConfig(updates_per_step=updates, micro_prompts=size)
-  packed = _pack(groups.replace(keep=keep, rewards=rewards), config)
-  row = np.asarray(packed.rewards[:, 0]).astype(int)
+  row = np.asarray(_packing(keep, config))
   assert sorted(row) == list(range(12))
-  np.testing.assert_array_equal(packed.keep, keep[row])
-  np.testing.assert_array_equal(packed.rollouts.prompt, groups.rollouts.prompt[row])
-  minibatches = sharding.split(packed.keep, updates)
+  minibatches = sharding.split(keep[row], updates)
   counts = np.asarray(minibatches.sum(1))
   assert counts.max() - counts.min() <= 1
   for minibatch, count in zip(minibatches, counts, strict=True):

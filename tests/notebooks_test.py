@@ -10,6 +10,7 @@ from nbclient import NotebookClient
 
 FOLDER = pathlib.Path(__file__).parents[1] / 'notebooks'
 SMALL = {  # notebook -> setting -> value
+  'compare': {'VARIANT': "'grpo_tiny'", 'SEEDS': "'0'"},
   'countdown': {'POLICY': "'countdown_tiny'", 'WARM_STEPS': 4, 'STEPS': 2,
                 'PROMPTS': 8},
   'simplex': {'SIDE': 6, 'STEPS': 60},
@@ -37,5 +38,5 @@ def test_a_notebook_runs_and_was_committed_with_its_outputs(name, monkeypatch):
   monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
   monkeypatch.setenv('XLA_FLAGS', '--xla_backend_optimization_level=0')
   monkeypatch.setenv('PYTHONPATH', str(FOLDER.parent), prepend=os.pathsep)
-  NotebookClient(notebook, timeout=300, kernel_name='python3',
+  NotebookClient(notebook, timeout=600, kernel_name='python3',
                  resources={'metadata': {'path': str(FOLDER)}}).execute()

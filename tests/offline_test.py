@@ -176,7 +176,7 @@ def test_two_responses_are_soft_dpo():
   step = learner.jit(update.make_update(
     built, learner._TRANSFORM, optimizer.schedule(learner.OPTIMIZER),
     UpdateConfig(behavior='sampler')))
-  state, metrics = step(learner.fresh(policy), groups)
+  state, metrics, _ = step(learner.fresh(policy), groups)
 
   # The chain rule through the policy: gradients of sum_k slope_k log pi(y_k), by a
   # forward pass over plain sequences.

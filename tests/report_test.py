@@ -2,12 +2,12 @@
 
 import csv
 import io
-import statistics
+import json
 
 import pytest
 from matplotlib import image
 
-from lpo_jax import finished, metrics, report
+from lpo_jax import contrast, metrics, report
 
 
 def _run(path, seed, name='lpo_fwd', score=0.5, steps=20, **fields):
@@ -26,94 +26,6 @@ def _run(path, seed, name='lpo_fwd', score=0.5, steps=20, **fields):
   return path
 
 
-def _table(*paths):
-  groups = report.group([finished.load(path) for path in finished.find(paths)])
-  return groups, report.table(groups)
-
-
-def test_seeds_are_grouped_and_groups_named_by_the_fields_that_differ(tmp_path):
-  for name in ('lpo_fwd', 'grpo'):
-    for seed in range(2):
-      _run(tmp_path / f'{name}_{seed}', seed, name)
-  groups, _ = _table(tmp_path)
-  assert {name: len(runs) for name, runs in groups.items()} == {
-    'objective.name=grpo': 2,
-    'objective.name=lpo_fwd': 2,
-  }
-
-
-def test_a_field_that_only_some_configs_have_tells_groups_apart(tmp_path):
-  _run(tmp_path / 'a', 0)
-  _run(tmp_path / 'b', 0, extra=3)
-  assert list(_table(tmp_path)[0]) == ['extra=3', 'extra=absent']
-
-
-def test_runs_that_differ_in_nothing_but_the_seed_are_one_group(tmp_path):
-  for seed in range(3):
-    _run(tmp_path / str(seed), seed)
-  assert list(_table(tmp_path)[0]) == ['all runs']
-
-
-def test_seeds_that_start_from_policies_of_their_own_are_one_group(tmp_path):
-  for seed in range(2):
-    _run(tmp_path / str(seed), seed, init_from=f'runs/base_{seed}')
-  _run(tmp_path / 'other', 0, init_from='runs/larger_0')
-  groups, _ = _table(tmp_path)
-  assert {name: len(runs) for name, runs in groups.items()} == {
-    'init_from=runs/base_{seed}': 2, 'init_from=runs/larger_{seed}': 1}
-
-
-def test_cells_are_the_mean_and_sample_deviation_of_the_last_evaluation(tmp_path):
-  scores = [0.2, 0.5, 0.6]
-  for seed, score in enumerate(scores):
-    _run(tmp_path / str(seed), seed, score=score)
-  cell = _table(tmp_path)[1]['all runs']['val/countdown/mean@16']
-  assert cell.mean == pytest.approx(statistics.fmean(scores))
-  assert cell.deviation == pytest.approx(statistics.stdev(scores))
-
-
-def test_training_numbers_average_the_last_tenth_of_the_steps(tmp_path):
-  cells = _table(_run(tmp_path, 0))[1]['all runs']
-  assert cells['actor/entropy'].mean == pytest.approx((1 / 19 + 1 / 20) / 2)
-
-
-def test_columns_are_ordered_and_leave_out_standard_errors(tmp_path):
-  assert list(_table(_run(tmp_path, 0))[1]['all runs']) == [
-    'val/countdown/mean@16',
-    'val/countdown/pass@4',
-    'val/countdown/pass@16',
-    'actor/entropy',
-    'actor/grad_norm',
-  ]
-
-
-def test_null_values_do_not_count(tmp_path):
-  _run(tmp_path, 0)
-  with (tmp_path / 'metrics.jsonl').open('a') as file:
-    file.write('{"step": 21, "val/countdown/mean@16": null, "actor/entropy": null}\n')
-  cells = _table(tmp_path)[1]['all runs']
-  assert cells['val/countdown/mean@16'].mean == 0.5
-
-
-def test_a_run_that_only_evaluated_is_read_from_its_summary(tmp_path):
-  metrics.write_json(tmp_path / 'config.json', {'seed': 0})
-  metrics.write_json(tmp_path / 'summary.json', {'val/countdown/mean@16': 0.25, 'x': 1})
-  cells = _table(tmp_path)[1]['all runs']
-  assert {name: cell.mean for name, cell in cells.items()} == {
-    'val/countdown/mean@16': 0.25
-  }
-
-
-def test_unfinished_runs_and_doubled_seeds_are_noted(tmp_path):
-  for name, seed, steps in (('a', 0, 20), ('b', 0, 20), ('c', 1, 10)):
-    _run(tmp_path / name, seed, steps=steps)
-  notes = report.warnings(_table(tmp_path)[0])
-  assert notes == [
-    'all runs: seed 0 appears more than once',
-    'c: stopped at step 10 of 20',
-  ]
-
-
 def test_command_writes_table_and_figure(tmp_path, capsys):
   for seed in range(2):
     _run(tmp_path / 'sweep' / str(seed), seed, score=0.4 + seed)
@@ -127,12 +39,6 @@ def test_command_writes_table_and_figure(tmp_path, capsys):
   assert image.imread(out / 'curves.png').shape[1] > 1000
 
 
-def test_one_seed_has_no_deviation(tmp_path):
-  groups, cells = _table(_run(tmp_path, 0))
-  assert '| 0.500 |' in report.markdown(groups, cells)
-  assert ',0.5,,1,' in report.table_csv(groups, cells)
-
-
 @pytest.mark.parametrize('content', [None, '{"seed": ', '[1]'])
 def test_a_folder_that_is_no_run_is_a_clear_error(tmp_path, capsys, content):
   if content is not None:
@@ -142,7 +48,97 @@ def test_a_folder_that_is_no_run_is_a_clear_error(tmp_path, capsys, content):
   assert str(tmp_path) in capsys.readouterr().err
 
 
-def test_a_run_reached_twice_counts_once(tmp_path):
-  _run(tmp_path / 'a', 0)
-  twice = tmp_path / 'a' / '..' / 'a'
-  assert len(finished.find([tmp_path, tmp_path / 'a', twice])) == 1
+def _study(folder, seeds=3):
+  """Write two methods whose every number is known; return group -> seed -> score."""
+  found = {}
+  for name, gain in (('grpo', 0.0), ('lpo_fwd', 0.1)):
+    for seed in range(seeds):
+      found.setdefault(name, {})[seed] = 0.4 + gain + 0.05 * seed * (-1 if gain else 1)
+      _run(folder / name / f'seed_{seed}', seed, name, score=found[name][seed])
+  return found
+
+
+def _cells(text, title):
+  """Return the cells of the table under a heading, row -> column -> text."""
+  lines = text.split(f'## {title}\n')[1].split('\n## ')[0].splitlines()
+  head, _, *rows = [[cell.strip() for cell in line.strip('|').split('|')]
+                    for line in lines if line.startswith('|')]
+  return {row[0]: dict(zip(head, row, strict=True)) for row in rows}
+
+
+def test_a_report_compares_seed_by_seed_and_says_that_few_are_rough(tmp_path):
+  scores = _study(tmp_path / 'runs')
+  out = tmp_path / 'out'
+  report.write([str(tmp_path / 'runs')], str(out), against='grpo')
+  text = (out / 'report.md').read_text()
+  final = _cells(text, 'Final numbers')['lpo_fwd']['countdown mean@16']
+  low, high = contrast.interval(list(scores['lpo_fwd'].values()))
+  assert final == f'0.450 ± 0.050 [{low:.3f}, {high:.3f}]'
+  assert 'With 3 seeds an interval is rough' in text
+  rows = _cells(text, 'Differences, seed by seed')
+  gaps = [scores['lpo_fwd'][seed] - scores['grpo'][seed] for seed in range(3)]
+  low, high = contrast.interval(gaps)
+  assert rows['lpo_fwd - grpo']['countdown mean@16'] == (
+    f'+0.000 [{low:+.3f}, {high:+.3f}], {sum(gap > 0 for gap in gaps)} of 3')
+  assert rows['wins: lpo_fwd']['countdown pass@16'].startswith(
+    f'{sum(gap > 0 for gap in gaps)} of 3 ')
+  for title in ('Learning curves', 'countdown mean@16 against countdown pass@16',
+                'countdown pass@16 at equal countdown mean@16',
+                'At equal iterations, tokens and seconds', 'Every number'):
+    assert f'## {title}\n' in text
+
+
+def test_a_study_of_given_groups_writes_the_same_page_with_figures_inside(tmp_path):
+  _study(tmp_path / 'runs', seeds=2)
+  folders = {name: [tmp_path / f'runs/{name}/seed_{seed}' for seed in range(2)]
+             for name in ('lpo_fwd', 'grpo')}
+  first = report.write_study(folders, [('lpo_fwd', 'grpo')], str(tmp_path / 'a'))
+  report.write([str(tmp_path / 'runs')], str(tmp_path / 'b'), against='grpo')
+  assert '| lpo_fwd - grpo |' in first and '![' not in first
+  html = (tmp_path / 'a/report.html').read_text()
+  assert html.count('src="data:image/svg+xml;base64,') == 2 and '<script' not in html
+  assert html.count('src=') == 2 and 'href=' not in html
+  for name in ('curves.svg', 'frontier.svg', 'curves.png', 'frontier.png'):
+    assert (tmp_path / 'a' / name).stat().st_size > 10_000
+  others = [sorted((tmp_path / out / 'report.csv').read_text().splitlines())
+            for out in 'ab']
+  assert others[0] == others[1]
+
+
+def test_runs_with_one_evaluation_are_said_to_allow_no_matching(tmp_path):
+  for seed in range(2):
+    metrics.write_json(tmp_path / f'{seed}/config.json', {'seed': seed})
+    writer = metrics.Writer(tmp_path / str(seed), tensorboard=False)
+    writer.write(3, {'val/a/mean@2': 0.5, 'val/a/pass@2': 0.6})
+    writer.close()
+  report.write([str(tmp_path)], str(tmp_path / 'out'))
+  text = (tmp_path / 'out/report.md').read_text()
+  assert 'Set eval.every below num_steps' in text and 'a mean@2 | ' in text
+
+
+def test_a_run_that_has_just_begun_does_not_keep_others_from_being_matched(tmp_path):
+  _study(tmp_path / 'runs')
+  rows = metrics.read(str(tmp_path / 'runs/grpo/seed_1'))[:1]
+  (tmp_path / 'runs/grpo/seed_1/metrics.jsonl').write_text(json.dumps(rows[0]) + '\n')
+  report.write([str(tmp_path / 'runs')], str(tmp_path / 'out'), against='grpo')
+  text = (tmp_path / 'out/report.md').read_text()
+  row = _cells(text, 'At equal iterations, tokens and seconds')['grpo']
+  assert row['countdown mean@16, 20 iterations'] == '0.450 ± 0.071'  # 0.4 and 0.5
+  assert 'grpo, seed 1: one evaluation alone, left out.' in text
+  assert 'grpo, seed_1: stopped at step 0 of 20' in text
+
+
+def test_a_name_that_is_no_group_is_refused_with_those_there_are(tmp_path, capsys):
+  _study(tmp_path, seeds=1)
+  assert report.main([str(tmp_path), f'--out={tmp_path}/o', '--against=maxrl']) == 2
+  assert '--against=maxrl: the groups are grpo, lpo_fwd' in capsys.readouterr().err
+
+
+def test_many_groups_are_paired_only_on_request(tmp_path):
+  for name in ('grpo', 'dr_grpo', 'maxrl', 'lpo_fwd'):
+    _run(tmp_path / 'runs' / name / 'seed_0', 0, name)
+  out = tmp_path / 'out'
+  report.write([str(tmp_path / 'runs')], str(out))
+  assert 'Differences' not in (out / 'report.md').read_text()
+  report.write([str(tmp_path / 'runs')], str(out), against='maxrl')
+  assert '| grpo - maxrl |' in (out / 'report.md').read_text()

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -23,6 +24,20 @@ def test_rotary_product_depends_on_the_distance_only():
   np.testing.assert_allclose(product(3, 7), product(100, 104), rtol=1e-4)
   assert abs(product(7, 3) - product(7, 4)) > 1e-3
   np.testing.assert_allclose(product(5, 5), float(np.sum(queries * keys)), rtol=1e-4)
+
+
+def test_gradient_is_that_of_the_written_rotation():
+  config = tiny.policy().config
+  x, slope = np.random.default_rng(0).normal(size=(2, 5, 3, 8)).astype(np.float32)
+  cos, sin = rotary.angles(jnp.arange(5), config)
+
+  def written(x):  # as 4 complex numbers
+    z = (x[..., :4] + 1j * x[..., 4:]) * (cos + 1j * sin)[:, None]
+    return jnp.concatenate([z.real, z.imag], axis=-1)
+
+  got, expected = (jax.grad(lambda x, f=f: jnp.sum(f(x) * slope))(x)
+                   for f in (lambda x: rotary.rotate(x, cos, sin), written))
+  np.testing.assert_allclose(got, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize('kind', ['linear', 'llama3'])

@@ -298,6 +298,29 @@ def test_microbatches_of_groups_that_do_not_count_are_not_computed(
 _MESHES = [(1, 1, 1), (8, 1, 1), (2, 2, 2), (1, 4, 2)]
 
 
+def _rewarded(group):
+  """Return an objective whose coefficients are rewards, plus how far the policy is."""
+  far = jnp.max(jnp.abs(jnp.where(group.mask, group.logprobs - group.behavior_logprobs,
+                                  0)))
+  values = jnp.where(group.mask, (group.rewards + far)[:, None]
+                     / jnp.sum(group.mask, axis=1, keepdims=True), 0)
+  return Coefficients(values, jnp.zeros(()), {})
+
+
+def test_coefficients_come_in_the_groups_order_as_the_first_epoch_used_them():
+  groups = learner.groups(8)
+  groups = groups.replace(rewards=np.where(_FLAT[:, None], 0.5, groups.rewards))
+  step = learner.jit(update.make_update(
+    _rewarded, learner._TRANSFORM, optimizer.schedule(learner.OPTIMIZER),
+    UpdateConfig(updates_per_step=2, epochs=2, micro_prompts=2, skip_flat_groups=True,
+                 behavior='sampler')))
+  gap = np.asarray(step(_start(), groups)[2]) - groups.rewards
+  np.testing.assert_array_equal(gap[_FLAT], -0.5)  # left out: 0
+  first, second = np.flatnonzero(~_FLAT)[::2], np.flatnonzero(~_FLAT)[1::2]
+  np.testing.assert_allclose(gap[first], 0, atol=1e-5)  # the policy had not moved
+  assert (gap[second] > 1e-3).all()  # by one step
+
+
 @functools.cache
 def _curve(shape, responses):
   """Return losses, gradient norms and final parameters of three iterations."""
@@ -311,13 +334,13 @@ def _curve(shape, responses):
   step = learner.jit(
     update.make_update(objective.build(objective.ObjectiveConfig(), learner.SAMPLES),
                        transform, optimizer.schedule(learner.OPTIMIZER), config),
-    out_shardings=(placement, sharding.replicated(mesh)))
+    out_shardings=(placement, *[sharding.replicated(mesh)] * 2))
   curve = []
   with jax.set_mesh(mesh):
     state = jax.device_put(state, placement)
     for seed in range(3):
       batch = sharding.shard_batch(learner.groups(16, seed), mesh)
-      state, metrics = step(state, batch)
+      state, metrics, _ = step(state, batch)
       curve.append(metrics_lib.reduce(metrics))
   for leaf, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(placement),
                           strict=True):

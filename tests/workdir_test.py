@@ -37,11 +37,12 @@ def test_groups_are_written_one_a_line(tmp_path):
   rewards = np.array([[0.0, 1.0], [1.0, 1.0]], np.float32)
   problems = [Problem('1 2 : 3 >', None, 'a'), Problem('4 5 : 9 >', None, 'b')]
   workdir.write_groups(str(tmp_path), 7, problems[:1], [['x', 'y'], ['z', 'z']],
-                       rewards, [rewards] * 3)
+                       rewards, [rewards] * 3, -rewards, np.array([[3, 4], [5, 6]]))
   rows = (tmp_path / 'rollouts/step_000007.jsonl').read_text().splitlines()
   assert len(rows) == 1
   row = json.loads(rows[0])
   assert row['responses'] == ['x', 'y'] and row['rewards'] == [0.0, 1.0]
+  assert row['coefficients'] == [0.0, -1.0] and row['lengths'] == [3, 4]
 
 
 def test_evidence_holds_every_array(tmp_path):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lpo_jax import sharding
-from lpo_jax.policy import linear, norm, rotary
+from lpo_jax.policy import linear, norm, rotary, swiglu
 from lpo_jax.policy.config import PolicyConfig
 from lpo_jax.types import Array
 
@@ -64,8 +64,8 @@ class Block(nnx.Module):
     mixed, kept = attend(*self._project(self._norm(x, self.attention_norm), rope))
     x = x + self._linear('out', mixed.reshape(*x.shape[:-1], -1))
     y = self._norm(x, self.mlp_norm)
-    gate = jax.nn.silu(self._linear('gate', y))
-    x = x + self._linear('down', gate * self._linear('up', y))
+    wide = swiglu.swiglu(self._linear('gate', y), self._linear('up', y))
+    x = x + self._linear('down', wide)
     return sharding.constrain_residual(x, self.config.sequence_sharding), kept
 
   def _linear(self, name: str, x: Array) -> Array:

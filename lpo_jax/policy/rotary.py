@@ -5,6 +5,7 @@ and angles are float32 whatever the model's dtype: at position 30 000 a bfloat16
 would be wrong by whole turns.
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -67,8 +68,24 @@ def sectioned_angles(positions: Array, config: PolicyConfig,
   return choose(cos), choose(sin)
 
 
+@jax.custom_vjp
 def rotate(x: Array, cos: Array, sin: Array) -> Array:
-  """Rotate x [..., heads, d] by angles [..., d / 2], halves paired (GPT-NeoX form)."""
+  """Rotate x [..., heads, d] by angles [..., d / 2], halves paired (GPT-NeoX form).
+
+  Its gradient is the rotation back; none flows into the angles.
+  """
   a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
   cos, sin = cos[..., None, :], sin[..., None, :]
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x.dtype)
+
+
+def _forward(x, cos, sin):
+  return rotate(x, cos, sin), (cos, sin)
+
+
+def _backward(angles, dy):
+  cos, sin = angles
+  return rotate(dy, cos, -sin), None, None
+
+
+rotate.defvjp(_forward, _backward)

@@ -180,6 +180,13 @@ class Policy(nnx.Module):
       for i in range(self.config.layers)))
     return policy
 
+  def stack(self) -> 'Policy':
+    """Return the inverse of `unstack`."""
+    leaves, structure = jax.tree.flatten(self)
+    policy = jax.tree.unflatten(structure, leaves)
+    policy.blocks = jax.tree.map(lambda *layers: jnp.stack(layers), *self.blocks)
+    return policy
+
   def _require_vision(self, what: str) -> None:
     if self.config.vision is None:
       raise ValueError(f'{what} given to a policy that reads text only')

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lpo_jax import sharding
-from lpo_jax.policy import linear, norm, rotary
+from lpo_jax.policy import linear, norm, rotary, swiglu
 from lpo_jax.policy.vision_config import VisionConfig
 from lpo_jax.types import Array
 
@@ -90,8 +90,8 @@ class Block(nnx.Module):
       lambda *qkv: _within_windows(*qkv, layout.window, size), queries, keys, values)
     x = x + self._linear('out', mixed.reshape(x.shape))
     y = norm.rms_norm(x, self.mlp_norm[...], EPSILON)
-    x = x + self._linear('down', jax.nn.silu(self._linear('gate', y))
-                         * self._linear('up', y))
+    wide = swiglu.swiglu(self._linear('gate', y), self._linear('up', y))
+    x = x + self._linear('down', wide)
     return sharding.constrain_batch(x)
 
   def _linear(self, name: str, x: Array) -> Array:
