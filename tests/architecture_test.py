@@ -30,12 +30,13 @@ LAYERS = (
   {
     'evaluate', 'rollout', 'update', 'microbatch', 'warmstart', 'checkpoint', 'curves',
     'workdir', 'roofline', 'footprint', 'knobs', 'outcomes', 'records', 'contrast',
-    'jobs', 'finished', 'grouping', 'matched', 'frontier', 'replay',
+    'jobs', 'finished', 'grouping', 'matched', 'frontier', 'offline', 'replay',
+    'step_level',
   },
-  {'build', 'checks', 'briefing', 'programs', 'origin', 'suites', 'supply'},
+  {'batches', 'build', 'checks', 'briefing', 'programs', 'origin', 'suites', 'supply'},
   {'train', 'ahead'},
   {'main', 'report', 'view'},
-  {'study', 'counterfactual'},
+  {'study', 'counterfactual', 'lists'},
 )  # fmt: skip
 SIDEWAYS = {
   ('evaluate', 'rollout'),  # evaluation samples and verifies as training does
@@ -59,6 +60,9 @@ SIDEWAYS = {
   ('sampler', 'compaction'),
   ('compaction', 'policy'),
   ('briefing', 'build'),
+  ('build', 'batches'),
+  ('lists', 'counterfactual'),
+  ('step_level', 'rollout'),
   ('jobs', 'workdir'),
   ('finished', 'curves'),
   ('grouping', 'contrast'),
@@ -76,11 +80,12 @@ SIDEWAYS = {
   ('tokenizer', 'hub'),
   ('update', 'microbatch'),
   ('replay', 'microbatch'),
+  ('supply', 'batches'),
   ('supply', 'build'),
 }
 # Offline, and at the top.
 TOOLS = {'main', 'train', 'report', 'view', 'ahead', 'study', 'jobs',
-         'counterfactual'}
+         'counterfactual', 'lists'}
 FILES = TOOLS | {
   'checkpoint', 'metrics', 'curves', 'workdir', 'records', 'tokenizer', 'images',
   'policy.pretrained', 'policy.export',
@@ -90,7 +95,7 @@ EFFECTS = {  # what only some modules may do -> those modules, packages by name
   'log': TOOLS | {'checkpoint', 'metrics', 'phases', 'policy.pretrained', 'tasks'},
   'write files': FILES | {
     'tasks.audit', 'tasks.sandbox'},  # the room of a program, removed after it
-  'read files': FILES | {'tasks', 'finished', 'compilation'},
+  'read files': FILES | {'tasks', 'finished', 'compilation', 'offline'},
 }
 UNTESTED = {'types', 'problem', 'programs'}  # fields only; tested through train
 NAMELESS = {'utils', 'util', 'helpers', 'helper', 'common', 'misc'}
