@@ -121,6 +121,14 @@ def get_config() -> ConfigDict:
   config.objective.entropy_bonus = 0.0  # gamma of the target, see lpo_jax/tilt.py
   config.objective.entropy_of = 'simplex'  # or policy: whose entropy earns it
 
+  config.step_level = ConfigDict()  # local simplices, see lpo_jax/step_level.py
+  config.step_level.fraction = 0.0  # share of a step's groups that are local
+  config.step_level.prefix = 0  # most tokens of a shared prefix; 0: max_new_tokens / 2
+
+  config.offline = ConfigDict()  # fixed lists instead of sampled groups
+  config.offline.path = ''  # JSON lines, see lpo_jax/offline.py; '': sample
+  config.offline.rewards = 'unit'  # unit, scale, sigmoid or rank: to rewards in [0, 1]
+
   config.optimizer = ConfigDict()
   config.optimizer.learning_rate = 1e-6
   config.optimizer.warmup_steps = 0  # updates

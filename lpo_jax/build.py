@@ -12,6 +12,7 @@ import jax
 
 from configs import models
 from lpo_jax import (
+  batches,
   checks,
   evaluate,
   hosts,
@@ -19,6 +20,7 @@ from lpo_jax import (
   images,
   microbatch,
   objective,
+  offline,
   optimizer,
   policy,
   prompts,
@@ -27,8 +29,8 @@ from lpo_jax import (
   rollout,
   roofline,
   sharding,
+  step_level,
   tasks,
-  warmstart,
 )
 from lpo_jax import tokenizer as tokenizers
 
@@ -56,6 +58,8 @@ class Parts:
   warmstart: optimizer.OptimizerConfig | None
   update: microbatch.UpdateConfig
   staleness: replay.Staleness
+  step_level: step_level.StepLevel | None
+  lists: offline.Lists | None  # learned from instead of sampled groups
   mesh: jax.sharding.Mesh
   attention: str  # which implementation was chosen, and why: a sentence
 
@@ -77,9 +81,14 @@ def build(config) -> Parts:
   for problems in (*(held_out.problems for held_out in eval_sets.values()),
                    train_problems[:CHECKED]):  # or raise, now
     prompts.encode_text(problems, tokenizer, parts.sampling.prompt_buckets, processor)
+  described = task.described()
+  if parts.step_level is not None:
+    step_level.check_task(task, train_problems[0])
+  if (lists := batches.lists(config, parts, tokenizer)) is not None:
+    described = described | {'lists': lists.described}
   return dataclasses.replace(parts, task=task, tokenizer=tokenizer,
                              train_problems=train_problems, eval_sets=eval_sets,
-                             described=task.described())
+                             described=described, lists=lists)
 
 
 def plan(config, mesh=None) -> Parts:
@@ -97,15 +106,13 @@ def plan(config, mesh=None) -> Parts:
   if mesh is None:
     mesh = sharding.make_mesh(tuple(config.mesh.shape), tuple(config.mesh.axes))
     hosts.check_mesh(mesh)
-  updating = update_config(config)
-  updating.check(config.prompts_per_step, config.samples_per_prompt,
-                 sharding.batch_shards(mesh))
+  updating, shards = update_config(config), sharding.batch_shards(mesh)
+  updating.check(config.prompts_per_step, config.samples_per_prompt, shards)
   at_once = config.sampling.prompts_at_once or config.prompts_per_step
-  if config.prompts_per_step % at_once or at_once % sharding.batch_shards(mesh):
+  if config.prompts_per_step % at_once or at_once % shards:
     raise ValueError(
       f'sampling.prompts_at_once={at_once} must divide prompts_per_step='
-      f'{config.prompts_per_step} and split over the {sharding.batch_shards(mesh)} '
-      'batch shards of the mesh')
+      f'{config.prompts_per_step} and split over the {shards} batch shards of the mesh')
   objective_config = _objective(config)
   objective.build(objective_config, config.samples_per_prompt)
   weights = hub.resolve(config.policy.path) if config.policy.path else ''
@@ -121,8 +128,11 @@ def plan(config, mesh=None) -> Parts:
     config.async_rollouts, config.replay.fraction, config.replay.capacity,
     config.replay.max_age, config.replay.min_ess)
   staleness.check(config.prompts_per_step, config.samples_per_prompt, updating.behavior,
-                  sharding.batch_shards(mesh), config.sampling.prompts_at_once,
+                  shards, config.sampling.prompts_at_once,
                   policy_config.vision is not None)
+  level = step_level.plan(
+    config.step_level.fraction, config.step_level.prefix, config.prompts_per_step,
+    config.sampling.max_new_tokens, config.sampling.prompts_at_once, shards)
   processor = _processor(config, policy_config, weights)
   return Parts(
     policy_config=policy_config, weights=weights,
@@ -135,8 +145,8 @@ def plan(config, mesh=None) -> Parts:
     evaluation=evaluate.EvalConfig(config.eval.samples, config.eval.final_samples,
                                    tuple(config.eval.pass_at), config.prompts_per_step),
     objective=objective_config, optimizer=_optimizer(config),
-    warmstart=_warmstart(config), update=updating, staleness=staleness, mesh=mesh,
-    attention=attention)
+    warmstart=_warmstart(config), update=updating, staleness=staleness,
+    step_level=level, lists=None, mesh=mesh, attention=attention)
 
 
 def setting(parts: Parts, prompts: int) -> roofline.Setting:
@@ -147,13 +157,15 @@ def setting(parts: Parts, prompts: int) -> roofline.Setting:
     prompts: B.
   """
   cut, sampling, shape = parts.update, parts.sampling, parts.mesh.shape
+  begun = parts.step_level.prefix if parts.step_level else 0
   return roofline.Setting(
     policy=parts.policy_config, prompts=prompts, samples=sampling.samples_per_prompt,
     prompts_at_once=sampling.prompts_at_once,
-    prompt_width=max(sampling.prompt_buckets), new_tokens=sampling.max_new_tokens,
-    chunk=sampling.chunk, micro_prompts=cut.micro_prompts,
-    micro_responses=cut.micro_responses, logprob_chunk=cut.logprob_chunk,
-    minibatches=cut.updates_per_step, epochs=cut.epochs,
+    prompt_width=max(sampling.prompt_buckets) + begun,
+    new_tokens=sampling.max_new_tokens, chunk=sampling.chunk,
+    micro_prompts=cut.micro_prompts, micro_responses=cut.micro_responses,
+    logprob_chunk=cut.logprob_chunk, minibatches=cut.updates_per_step,
+    epochs=cut.epochs,
     behavior_pass=parts.staleness.off_policy or (
       cut.behavior == 'learner' and cut.updates > 1),
     moment_dtype=parts.optimizer.moment_dtype, data=shape['data'], fsdp=shape['fsdp'],
@@ -306,14 +318,3 @@ def _warmstart(config) -> optimizer.OptimizerConfig | None:
     warmup_steps=config.warmstart.warmup_steps, schedule='cosine',
     decay_steps=config.warmstart.steps, b2=config.warmstart.b2,
     weight_decay=config.warmstart.weight_decay, clip_norm=config.warmstart.clip_norm)
-
-
-def warmstart_batch(config, parts: Parts, step: int):
-  """Return the demonstrations of one warm-start step, from a stream of their own."""
-  stream = int(jax.random.bits(jax.random.fold_in(jax.random.key(config.seed), 1)))
-  indices = tasks.base.problem_indices(len(parts.train_problems), stream, step,
-                                       config.warmstart.batch)
-  return warmstart.demonstrations(
-    [parts.train_problems[int(i)] for i in indices], parts.task, parts.tokenizer,
-    parts.sampling.prompt_buckets, parts.sampling.max_new_tokens,
-    parts.sampling.processor)

@@ -35,6 +35,12 @@ def check(config) -> None:
   if config.samples_per_prompt == 1 and config.objective.skip_flat_groups:
     raise ValueError('samples_per_prompt=1 with objective.skip_flat_groups=True would '
                      'skip every group; set objective.skip_flat_groups=False')
+  if (config.async_rollouts or config.replay.fraction) and (
+      config.step_level.fraction or config.offline.path):
+    raise ValueError(
+      f'async_rollouts={config.async_rollouts}, replay.fraction='
+      f'{config.replay.fraction}: set both to 0 with step_level.fraction > 0 or '
+      'offline.path, whose groups are made anew or given')
   if config.sampling.temperature <= 0:
     raise ValueError(f'sampling.temperature={config.sampling.temperature}: must be > 0 '
                      'to train; only eval.temperature may be 0')

@@ -22,6 +22,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from lpo_jax import (
+  batches,
   build,
   methods,
   metrics,
@@ -31,7 +32,6 @@ from lpo_jax import (
   phases,
   programs,
   rollout,
-  tasks,
   train,
   update,
 )
@@ -95,19 +95,18 @@ def sample_again(folder: pathlib.Path, step: int) -> Batch:
   config.init_from = str(folder / 'checkpoints' / str(step - 1))
   config.warmstart.steps = 0
   parts = build.build(config)
+  if parts.lists is not None:
+    raise ValueError(f'{folder} learned from fixed lists: nothing was sampled')
   key = jax.random.fold_in(jax.random.key(config.seed), train.SAMPLE)
-  indices = tasks.base.problem_indices(len(parts.train_problems), config.seed, step - 1,
-                                       config.prompts_per_step)
-  problems = [parts.train_problems[int(index)] for index in indices]
   try:
     with jax.set_mesh(parts.mesh):
       params = origin.first(config, parts, programs.Programs(parts), None, train.say)
-      groups, graded = rollout.collect(
-        params, problems, jax.random.fold_in(key, step), parts.task, parts.tokenizer,
-        parts.sampling, parts.mesh, phases.Phases(config.log.watchdog_s), parts.reward)
+      found = batches.collect(config, parts, params, step,
+                              jax.random.fold_in(key, step),
+                              phases.Phases(config.log.watchdog_s))
   finally:
     parts.task.stop()
-  return Batch(parts, params, groups, graded, step)
+  return Batch(parts, params, found.groups, found.graded, step)
 
 
 def compare(batch: Batch, names: list[str]) -> dict[str, tuple[np.ndarray, dict]]:

@@ -16,7 +16,7 @@ import numpy as np
 from lpo_jax import curves, metrics
 
 TRAINING = ('actor/entropy', 'actor/grad_norm', 'response_length/mean',
-            'group/flat_frac')
+            'group/flat_frac', 'reward/trace_valid_frac')
 KINDS = ('mean', 'pass', 'maj')
 TAIL = 0.1  # the share of a run over which training numbers are averaged
 

@@ -6,7 +6,7 @@ shapes, dtypes and placements finds it. The programs, and so the numbers, are th
 an argument that differs would only be compiled for again. Programs of many processes
 are compiled where they are called, in the order that all processes share; so are those
 of policies that read images, whose shapes the images decide, of parts of a batch, and
-the updates of groups that are not all new.
+the updates of groups that are past, local or listed.
 """
 
 import concurrent.futures
@@ -14,8 +14,7 @@ import concurrent.futures
 import jax
 import numpy as np
 
-from lpo_jax import build, hosts, programs, rollout, sampler_programs
-from lpo_jax import supply as supplies
+from lpo_jax import batches, build, hosts, programs, rollout, sampler_programs
 from lpo_jax.policy import lora
 from lpo_jax.types import Groups, Rollouts
 
@@ -52,15 +51,14 @@ class Prepared:
     self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-def begin(config, parts: build.Parts, compiled: programs.Programs,
-          supply: supplies.Supply, phases, resumed: int | None) -> Prepared:
+def begin(config, parts: build.Parts, compiled: programs.Programs, phases,
+          resumed: int | None) -> Prepared:
   """Start to compile what a run calls first, in the order in which it does.
 
   Args:
     config: of the run.
     parts: of the run.
     compiled: its programs.
-    supply: its batches.
     phases: timer.
     resumed: step of the checkpoint that it goes on from; None at the start.
 
@@ -76,18 +74,20 @@ def begin(config, parts: build.Parts, compiled: programs.Programs,
     params = lora.remove(state.params)
 
     def warm_start():
-      batch = hosts.place(build.warmstart_batch(config, parts, 0), mesh)
+      batch = hosts.place(batches.warmstart_batch(config, parts, 0), mesh)
       with jax.set_mesh(mesh):
         warm_step.lower(params, opt_state, batch).compile()
     found.add('warm_start', warm_start)
     first = ('warm_start',)
   at_once = parts.sampling.prompts_at_once or config.prompts_per_step
-  if parts.policy_config.vision is not None or at_once < config.prompts_per_step:
+  if (parts.policy_config.vision is not None or parts.lists is not None
+      or at_once < config.prompts_per_step):
     return found
 
   def sampler(*_):
     with jax.set_mesh(mesh):
-      return _groups(parts, supply.problems(1), state.params)
+      return _groups(parts, batches.training_problems(config, parts, 1),
+                     state.params)
 
   def update(groups):
     with jax.set_mesh(mesh):
@@ -98,7 +98,8 @@ def begin(config, parts: build.Parts, compiled: programs.Programs,
       compiled.certify.lower(state.params, state.step, groups).compile()
 
   found.add('sampler', sampler, *first)
-  if (resumed or 0) < config.num_steps and not parts.staleness.off_policy:
+  plain = not parts.staleness.off_policy and parts.step_level is None
+  if plain and (resumed or 0) < config.num_steps:
     found.add('update', update, 'sampler')
     found.add('certify', certify, 'sampler')
   return found

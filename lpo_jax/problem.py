@@ -9,6 +9,14 @@ from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
+class Prefix:
+  """The beginning of a response, which what is sampled goes on from."""
+
+  tokens: tuple[int, ...]
+  text: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Problem:
   """One question on the host: what is asked and what a verifier needs to judge it."""
 
@@ -16,3 +24,4 @@ class Problem:
   answer: Any  # whatever the task's verifier reads
   id: str  # unique within its split; names the problem in errors and logs
   images: tuple | None = None
+  prefix: Prefix | None = None  # of every response: see `step_level`

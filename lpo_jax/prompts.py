@@ -25,19 +25,20 @@ class Prompts(NamedTuple):
 
 def tokens(problem: Problem, tokenizer: tokenizers.Tokenizer,
            processor: images_lib.Processor | None = None) -> list[int]:
-  """Return a problem's tokens, those of its images included.
+  """Return a problem's tokens, those of its images and its prefix included.
 
   Raises:
     ValueError: its images do not match its prompt, or cannot be taken, or the policy
       reads text only; names the problem.
   """
-  found = tokenizer.encode(problem.prompt)
+  found, begun = tokenizer.encode(problem.prompt), problem.prefix
+  begun = [] if begun is None else list(begun.tokens)
   if processor is not None:
-    return processor.expand(found, problem.images or (), problem.id)
+    return processor.expand(found, problem.images or (), problem.id) + begun
   if problem.images:
     raise ValueError(f'problem {problem.id!r} has images, but the policy reads text '
                      'only: choose a policy with a vision tower')
-  return found
+  return found + begun
 
 
 def encode_text(problems: Sequence[Problem], tokenizer: tokenizers.Tokenizer,

@@ -77,12 +77,37 @@ def sample(policy: policies.Policy, prompt: np.ndarray, prompt_mask: np.ndarray,
     images=images)
 
 
-def decode(rollouts: Rollouts, tokenizer: tokenizers.Tokenizer) -> list[list[str]]:
-  """Return the responses' texts, [B][K]."""
+def decode(rollouts: Rollouts, tokenizer: tokenizers.Tokenizer,
+           problems: Sequence[Problem] = ()) -> list[list[str]]:
+  """Return the responses' texts, [B][K], with the prefixes of their problems."""
   response, mask = jax.device_get((rollouts.response, rollouts.response_mask))
-  return [[tokenizer.decode(tokens[real].tolist())
+  begun = [_prefix(problem) for problem in problems] or [[]] * len(response)
+  return [[tokenizer.decode(prefix + tokens[real].tolist())
            for tokens, real in zip(*group, strict=True)]
-          for group in zip(response, mask, strict=True)]
+          for prefix, *group in zip(begun, response, mask, strict=True)]
+
+
+def _prefix(problem: Problem) -> list[int]:
+  return [] if problem.prefix is None else list(problem.prefix.tokens)
+
+
+def _within(rollouts: Rollouts, problems: Sequence[Problem], pad_token: int,
+            mesh: jax.sharding.Mesh) -> Rollouts:
+  """Cut continuations where the whole response, its prefix included, has N tokens."""
+  if not any(problem.prefix for problem in problems):
+    return rollouts
+  width = rollouts.response.shape[-1]
+  room = np.array([width - len(_prefix(problem)) for problem in problems], np.int32)
+  return _cut(rollouts, hosts.place(room, mesh), pad_token)
+
+
+@jax.jit
+def _cut(rollouts: Rollouts, room, pad_token) -> Rollouts:
+  place = jax.lax.broadcasted_iota(jnp.int32, rollouts.response.shape, 2)
+  mask = rollouts.response_mask & (place < room[:, None, None])
+  return rollouts.replace(response=jnp.where(mask, rollouts.response, pad_token),
+                          response_mask=mask,
+                          logprobs=jnp.where(mask, rollouts.logprobs, 0.0))
 
 
 def submit(task: tasks.base.Task, problems: Sequence[Problem],
@@ -138,13 +163,13 @@ def share(graded: Graded, rows: np.ndarray, size: int) -> Graded:
   return Graded(graded.texts, np.array(rewards, np.float32), found, rows)
 
 
-def texts(graded: Graded, count: int) -> list[list[str]]:
-  """Return the texts of the first `count` rows, whichever processes have them."""
-  if graded.rows is None:
-    return graded.texts[:count]
-  mine = graded.rows < count
+def texts(graded: Graded, rows: Sequence[int]) -> list[list[str]]:
+  """Return the texts of some rows, ascending, whichever processes have them."""
+  if graded.rows is None or hosts.alone():
+    return [graded.texts[row] for row in rows]
+  mine = np.isin(graded.rows, rows)
   own = [text for text, wanted in zip(graded.texts, mine, strict=True) if wanted]
-  return hosts.gather_rows(own, graded.rows[mine], count)
+  return hosts.gather_rows(own, np.searchsorted(rows, graded.rows[mine]), len(rows))
 
 
 def stopped(rollouts: Rollouts, stop_tokens: tuple[int, ...]) -> np.ndarray:
@@ -174,7 +199,8 @@ def begin(policy: policies.Policy, problems: Sequence[Problem], key: jax.Array,
 
   Args:
     policy: pi_b; not read where responses are recorded.
-    problems: B of them.
+    problems: B of them; a response goes on from its problem's prefix, is judged with
+      it and ends where both have N tokens.
     key: PRNG key of this step.
     task: verifier.
     tokenizer: of the policy.
@@ -196,15 +222,16 @@ def begin(policy: policies.Policy, problems: Sequence[Problem], key: jax.Array,
     for start in range(0, len(problems), at_once):
       rows = np.arange(start, start + at_once, dtype=np.int32)
       part = jax.tree.map(lambda x, rows=rows: x[rows], encoded)
-      parts.append(
+      parts.append(_within(
         sample(policy, part.tokens, part.mask, key, config, tokenizer, mesh, rows,
                part.images) if recorded is None
-        else _replayed(*hosts.place((part.tokens, part.mask), mesh), recorded, start))
+        else _replayed(*hosts.place((part.tokens, part.mask), mesh), recorded, start),
+        [problems[row] for row in rows], tokenizer.pad_id, mesh))
       own = hosts.local(parts[-1].replace(images=None), mesh)
       rows = rows[hosts.own_rows(at_once, mesh)]
       asked = [problems[row] for row in rows]
       waiting.append((rows, asked, own,
-                      submit(task, asked, decode(own, tokenizer))))
+                      submit(task, asked, decode(own, tokenizer, asked))))
   return lambda: _collected(parts, waiting, task, config, weights, tokenizer, mesh,
                             len(problems), phases)
 
@@ -227,12 +254,13 @@ def _weighed(task, problems, graded: Graded, own: Rollouts, config: SamplingConf
              weights: rewards_lib.Weights, tokenizer) -> Graded:
   """Return verdicts turned into rewards, and the metrics under their full names."""
   lengths = jax.device_get(own.response_mask).sum(axis=-1)
+  begun = np.array([len(_prefix(problem)) for problem in problems])[:, None]
   formed = [[task.answer(problem, text) is not None for text in row]
             for problem, row in zip(problems, graded.texts, strict=True)]
   parts = {
     'correct': graded.rewards.reshape(lengths.shape),
     'format': np.array(formed, np.float32).reshape(lengths.shape),
-    'length': rewards_lib.length_part(lengths, config.max_new_tokens,
+    'length': rewards_lib.length_part(lengths + begun, config.max_new_tokens,
                                       weights.full_length)}
   ended = stopped(own, tokenizer.stop_tokens)
   found = {name if '/' in name else f'reward/{name}': value

@@ -7,7 +7,6 @@ its groups are one step old. With `replay.fraction`, some groups are past ones
 wait, belongs to the checkpoint; verdicts are given again, being functions of a text.
 """
 
-import dataclasses
 import functools
 
 import jax
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from lpo_jax import build, hosts, microbatch, replay, rollout, sharding, tasks
+from lpo_jax import batches, build, hosts, microbatch, replay, rollout, sharding
 from lpo_jax.types import Groups, Responses, TrainState
 
 
@@ -27,38 +26,25 @@ class Data:
   ahead: Responses | None  # with async_rollouts: to the problems of the step after
 
 
-@dataclasses.dataclass(frozen=True)
-class Batch:
-  """What one iteration learns from."""
-
-  problems: list  # of the new groups
-  groups: Groups  # all of them
-  fresh: Groups  # the new ones, which come first
-  graded: rollout.Graded  # what the host knows of the new ones
-  metrics: dict  # str -> Mean, on the device
-
-
 class Supply:
   """The batches of a run, in order."""
 
-  def __init__(self, parts: build.Parts, prompts: int, seed: int, steps: int,
-               sample_key, replay_key, phases):
+  def __init__(self, config, parts: build.Parts, sample_key, replay_key, phases):
     """Compile nothing; allocate the buffer, if there is one.
 
     Args:
+      config: of the run.
       parts: of the run.
-      prompts: B.
-      seed: decides the problems.
-      steps: iterations of the run: nothing is sampled for one after them.
       sample_key: of the stream that samples.
       replay_key: of the stream that draws past groups.
       phases: timer.
     """
-    self._parts, self._prompts, self._seed, self._steps = parts, prompts, seed, steps
+    self._config, self._parts = config, parts
+    self._prompts, self._steps = config.prompts_per_step, config.num_steps
     self._sample_key, self._replay_key = sample_key, replay_key
     self._phases = phases
-    self._stale, self._next = parts.staleness, None
-    self._past = self._stale.past(prompts)
+    self._stale, self._next, self._log_behavior = parts.staleness, None, None
+    self._past = self._stale.past(self._prompts)
     self._shapes = self._describe()
     self.abstract = self._shapes if self._stale.off_policy else None
     self._buffer = self._zeros(self._shapes.buffer)
@@ -67,22 +53,30 @@ class Supply:
     self._mix = jax.jit(functools.partial(
       replay.mix, past=self._past, config=self._stale, **choices), donate_argnums=1)
 
-  def take(self, policy, step: int) -> Batch:
+  def refer(self, policy, step: int, folder: str) -> None:
+    """Find log pi_b of fixed lists, see `batches.reference`."""
+    self._log_behavior = batches.reference(self._config, self._parts, policy, step,
+                                           folder)
+
+  def take(self, policy, step: int) -> batches.Batch:
     """Return the batch of one iteration; the next may be sampled meanwhile.
 
     Args:
       policy: pi_t; its arrays may be donated afterwards.
       step: the iteration, from 1; they are taken in order.
     """
+    if not self._stale.off_policy:
+      return batches.collect(
+        self._config, self._parts, policy, step,
+        jax.random.fold_in(self._sample_key, step), self._phases, self._log_behavior)
     fresh, graded = (self._next or self._begin(policy, step))()
     self._next = None
     if self._stale.async_rollouts and step < self._steps:
       self._next = self._begin(policy, step + 1)
-    groups, metrics = fresh, {}
-    if self._stale.off_policy:
-      age = np.full(len(graded.rewards), self._stale.async_rollouts * (step > 1))
-      age = hosts.place(age.astype(np.int32), self._parts.mesh)
-      groups = fresh = fresh.replace(age=age)
+    age = np.full(len(graded.rewards), self._stale.async_rollouts * (step > 1))
+    age = hosts.place(age.astype(np.int32), self._parts.mesh)
+    groups = fresh = fresh.replace(age=age)
+    metrics = {}
     if self._stale.async_rollouts:
       groups, metrics = self._anchor(policy, fresh)
     if self._past:
@@ -90,7 +84,8 @@ class Supply:
         policy, self._buffer, groups, np.int32(step),
         jax.random.fold_in(self._replay_key, step))
       metrics |= found
-    return Batch(self.problems(step), groups, fresh, graded, metrics)
+    return batches.Batch(self._problems(step), groups, graded, new=fresh,
+                         metrics=metrics)
 
   def finish(self) -> None:
     """Wait for the verdicts on what was sampled ahead."""
@@ -116,17 +111,13 @@ class Supply:
         self._next = self._begin(None, step + 1, state.data.ahead)
     return state.replace(data=None)
 
-  def problems(self, step: int) -> list:
-    """Return the problems that iteration `step`, from 1, samples responses to."""
-    found = self._parts.train_problems
-    indices = tasks.base.problem_indices(len(found), self._seed, step - 1,
-                                         self._prompts)
-    return [found[int(i)] for i in indices[:self._prompts - self._past]]
+  def _problems(self, step: int) -> list:
+    return batches.training_problems(self._config, self._parts, step)
 
   def _begin(self, policy, step: int, recorded: Responses | None = None):
     parts, key = self._parts, jax.random.fold_in(self._sample_key, step)
     return rollout.begin(
-      policy, self.problems(step), key, parts.task, parts.tokenizer, parts.sampling,
+      policy, self._problems(step), key, parts.task, parts.tokenizer, parts.sampling,
       parts.mesh, self._phases, parts.reward, recorded)
 
   def _describe(self) -> Data:

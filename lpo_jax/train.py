@@ -17,6 +17,7 @@ import numpy as np
 import tqdm
 
 from lpo_jax import (
+  batches,
   briefing,
   build,
   checkpoint,
@@ -28,7 +29,6 @@ from lpo_jax import (
   policy,
   prepare,
   programs,
-  rollout,
   suites,
   supply,
 )
@@ -88,15 +88,14 @@ class Run:
     jax.monitoring.register_event_duration_secs_listener(self._count_compile)
     signal.signal(signal.SIGTERM, lambda *_: setattr(self, 'stop_asked', True))
     with jax.set_mesh(self.parts.mesh):
-      self.supply = supply.Supply(
-        self.parts, self.config.prompts_per_step, self.config.seed,
-        self.config.num_steps, self._key(SAMPLE), self._key(REPLAY), self.phases)
+      self.supply = supply.Supply(self.config, self.parts, self._key(SAMPLE),
+                                  self._key(REPLAY), self.phases)
       restored = origin.resume(self.checkpoints, self.parts, self.programs,
                                self.supply.abstract)
       say(*self.checkpoints.messages)
       step = None if restored is None else restored[1]
-      self.prepared = prepare.begin(self.config, self.parts, self.programs, self.supply,
-                                    self.phases, step)
+      self.prepared = prepare.begin(self.config, self.parts, self.programs, self.phases,
+                                    step)
       self.writer = metrics_lib.Writer(self.workdir, step, self.config.log.tensorboard
                                        ) if hosts.first() else metrics_lib.Silence()
       workdirs.write_config(self.workdir, self.plain_config)
@@ -118,12 +117,11 @@ class Run:
   def _train(self, restored) -> None:
     say(briefing.opening(self.parts, self.config.prompts_per_step))
     self.tokens = workdirs.total_tokens(self.workdir)
-    if restored is None:
-      state, start = self._start(), 0
-    else:
-      state, start = restored
+    state, start = restored or (self._start(), 0)
+    if restored:
       say(f'resuming after step {start}')
       state = self.supply.restore(state, start)
+    self.supply.refer(state.params, start, self.workdir)
     steps = range(start + 1, self.config.num_steps + 1)
     pending = None
     with tqdm.tqdm(steps, initial=start, total=self.config.num_steps, unit='step',
@@ -161,7 +159,7 @@ class Run:
       for step in bar:
         if hosts.anywhere(self.stop_asked):
           raise Stopped('asked to stop during the warm start: nothing to save')
-        batch = hosts.place(build.warmstart_batch(self.config, self.parts, step),
+        batch = hosts.place(batches.warmstart_batch(self.config, self.parts, step),
                             self.parts.mesh)
         params, opt_state, loss = step_fn(params, opt_state, batch)
         if step == 0:
@@ -188,7 +186,7 @@ class Run:
     if step % self.config.log.groups_every == 0 or step == 1:
       self._look_inside(state, pending, batch, coefficients)
     if step == 1:
-      found, shown = metrics_lib.reduce(pending.metrics), rollout.texts(batch.graded, 1)
+      found, shown = metrics_lib.reduce(pending.metrics), batch.texts([0])
       prompt = self.parts.tokenizer.render(batch.problems[0].prompt)
       say(*briefing.first_step(found, prompt, shown[0]))
     pending.numbers |= self._timings(batch.fresh)
@@ -250,12 +248,13 @@ class Run:
     metrics, simplexes = self.programs.certify(state.params, state.step - 1,
                                                 pending.groups)
     pending.metrics |= metrics
-    shown = min(self.config.log.groups, len(batch.problems))
+    rows = batch.shown(self.config.log.groups)
     workdirs.write_groups(
-      self.workdir, pending.step, batch.problems[:shown],
-      rollout.texts(batch.graded, shown), batch.graded.rewards,
-      [np.exp(jax.device_get(x)) for x in simplexes], jax.device_get(coefficients),
-      hosts.fetch(batch.groups.rollouts.response_mask.sum(axis=-1)))
+      self.workdir, pending.step, [batch.problems[row] for row in rows],
+      batch.texts(rows), batch.graded.rewards[rows],
+      [np.exp(jax.device_get(x))[rows] for x in simplexes],
+      jax.device_get(coefficients)[rows],
+      hosts.fetch(pending.groups.rollouts.response_mask.sum(axis=-1))[rows])
 
   def _timings(self, groups) -> dict[str, float]:
     numbers = self.phases.flush()

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 from flax import struct
 
+from lpo_jax.problem import Prefix as Prefix
 from lpo_jax.problem import Problem as Problem  # one of the nouns, without jax
 
 Array = jax.Array

@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import time
+import zipfile
 from collections.abc import Sequence
 
 import numpy as np
@@ -135,6 +136,7 @@ def write_groups(workdir: str, step: int, problems: Sequence[Problem],
       'answer': problem.answer, 'responses': texts[i], 'rewards': rewards[i],
       'target': target[i], 'policy_before': before[i], 'policy_after': after[i],
       'coefficients': coefficients[i], 'lengths': lengths[i],
+      **({'prefix': problem.prefix.text} if problem.prefix else {}),
       **_images(workdir, problem)} for i, problem in enumerate(problems)])
 
 
@@ -152,6 +154,36 @@ def _images(workdir: str, problem: Problem) -> dict:
       os.replace(partial, path)
     names.append(str(name))
   return {'images': names} if names else {}
+
+
+def write_array(path: str, array: np.ndarray) -> None:
+  """Write one array, whole or not at all; it is on the disk when this returns."""
+  if not hosts.first():
+    return
+  partial = f'{path}.tmp'
+  with open(partial, 'wb') as file:
+    np.savez_compressed(file, array=array)
+    file.flush()
+    os.fsync(file.fileno())
+  os.replace(partial, path)
+
+
+def read_array(path: str, shape: tuple[int, ...]) -> np.ndarray:
+  """Return what `write_array` wrote.
+
+  Raises:
+    ValueError: it is not there, damaged, or of another shape.
+  """
+  try:
+    with np.load(path) as file:
+      found = file['array']
+  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    raise ValueError(f'{path} cannot be read ({error}): put it back, or start in a new '
+                     'workdir') from error
+  if found.shape != shape:
+    raise ValueError(f'{path} is of shape {found.shape}, not {shape}: start in a new '
+                     'workdir')
+  return found
 
 
 def keep_evidence(workdir: str, step: int, groups: Groups) -> str:

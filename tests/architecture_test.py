@@ -30,14 +30,16 @@ LAYERS = (
   {
     'evaluate', 'rollout', 'update', 'microbatch', 'warmstart', 'checkpoint', 'curves',
     'workdir', 'roofline', 'footprint', 'knobs', 'outcomes', 'records', 'contrast',
-    'jobs', 'finished', 'grouping', 'matched', 'frontier', 'replay',
+    'jobs', 'finished', 'grouping', 'matched', 'frontier', 'offline', 'replay',
+    'step_level',
   },
   {
-    'build', 'checks', 'briefing', 'programs', 'origin', 'suites', 'supply', 'prepare',
+    'batches', 'build', 'checks', 'briefing', 'programs', 'origin', 'suites', 'supply',
+    'prepare',
   },
   {'train', 'ahead'},
   {'main', 'report', 'view'},
-  {'study', 'counterfactual'},
+  {'study', 'counterfactual', 'lists'},
 )  # fmt: skip
 SIDEWAYS = {
   ('evaluate', 'rollout'),  # evaluation samples and verifies as training does
@@ -63,6 +65,9 @@ SIDEWAYS = {
   ('sampler_programs', 'sampler'),
   ('compaction', 'policy'),
   ('briefing', 'build'),
+  ('build', 'batches'),
+  ('lists', 'counterfactual'),
+  ('step_level', 'rollout'),
   ('jobs', 'workdir'),
   ('finished', 'curves'),
   ('grouping', 'contrast'),
@@ -77,17 +82,18 @@ SIDEWAYS = {
   ('programs', 'build'),
   ('prepare', 'build'),
   ('prepare', 'programs'),
-  ('prepare', 'supply'),
+  ('prepare', 'batches'),
   ('origin', 'build'),
   ('origin', 'programs'),
   ('tokenizer', 'hub'),
   ('update', 'microbatch'),
   ('replay', 'microbatch'),
+  ('supply', 'batches'),
   ('supply', 'build'),
 }
 # Offline, and at the top.
 TOOLS = {'main', 'train', 'report', 'view', 'ahead', 'study', 'jobs',
-         'counterfactual'}
+         'counterfactual', 'lists'}
 FILES = TOOLS | {
   'checkpoint', 'metrics', 'curves', 'workdir', 'records', 'tokenizer', 'images',
   'policy.pretrained', 'policy.export',
@@ -97,7 +103,7 @@ EFFECTS = {  # what only some modules may do -> those modules, packages by name
   'log': TOOLS | {'checkpoint', 'metrics', 'phases', 'policy.pretrained', 'tasks'},
   'write files': FILES | {
     'tasks.audit', 'tasks.sandbox'},  # the room of a program, removed after it
-  'read files': FILES | {'tasks', 'finished', 'compilation'},
+  'read files': FILES | {'tasks', 'finished', 'compilation', 'offline'},
 }
 UNTESTED = {'types', 'problem', 'programs'}  # fields only; tested through train
 NAMELESS = {'utils', 'util', 'helpers', 'helper', 'common', 'misc'}

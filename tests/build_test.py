@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from configs import base, meshes, models, objectives
 from experiments import countdown
-from lpo_jax import build, objective
+from lpo_jax import batches, build, objective
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -72,7 +72,8 @@ def test_building_compiles_nothing(monkeypatch):
 def test_every_field_is_read():
   """A field nobody reads is a bug."""
   source = ''.join((ROOT / 'lpo_jax' / name).read_text()
-                   for name in ('build.py', 'checks.py', 'train.py', 'main.py'))
+                   for name in ('batches.py', 'build.py', 'checks.py', 'train.py',
+                                'main.py'))
   source = source.replace('temperature.', 'config.objective.temperature.')
 
   def leaves(config, prefix=''):
@@ -125,8 +126,8 @@ def test_presets_are_consistent():
 def test_warm_start_batches_differ_by_step_and_repeat():
   config = tiny()
   parts = build.build(config)
-  first = build.warmstart_batch(config, parts, 0)
-  again = build.warmstart_batch(config, parts, 0)
-  other = build.warmstart_batch(config, parts, 1)
+  first = batches.warmstart_batch(config, parts, 0)
+  again = batches.warmstart_batch(config, parts, 0)
+  other = batches.warmstart_batch(config, parts, 1)
   assert (first.response == again.response).all()
   assert (first.response != other.response).any()

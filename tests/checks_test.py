@@ -34,3 +34,13 @@ def test_a_single_sample_with_flat_groups_left_out_learns_nothing():
   config.samples_per_prompt, config.objective.skip_flat_groups = 1, True
   with pytest.raises(ValueError, match='would skip every group'):
     checks.check(config)
+
+
+@pytest.mark.parametrize('old', [{'async_rollouts': 1}, {'replay.fraction': 0.5}])
+@pytest.mark.parametrize('other', [{'step_level.fraction': 0.5},
+                                   {'offline.path': 'lists.jsonl'}])
+def test_old_groups_are_not_mixed_with_local_or_given_ones(old, other):
+  config = base.get_config()
+  config.update_from_flattened_dict(old | other)
+  with pytest.raises(ValueError, match='set both to 0 with step_level.fraction'):
+    checks.check(config)

@@ -156,3 +156,25 @@ def test_equal_answers_vote_together():
   assert key('14-4') != key('4-14')
   assert key('x') is None
   assert task.answer(None, 'no answer') is None
+
+
+@pytest.mark.parametrize(('response', 'prefixes'), [
+  ('14 + 4 = 18 , 18 * 2 = 36' + _ANSWER,
+   ['14 + 4 = 18', '14 + 4 = 18 , 18 * 2 = 36']),
+  ('14+4=18,18*2=36', ['14+4=18', '14+4=18,18*2=36']),  # cut before its answer
+  ('<think> 14 + 4 = 19 , 4 * 2</think>' + _ANSWER, ['<think> 14 + 4 = 19']),  # wrong
+  ('14 + 4 = 18 , so 18 * 2 = 36 , 1 + 1 = 2' + _ANSWER, ['14 + 4 = 18']),
+  ('8 / 3 = 8/3 , 3 - 8/3 = 1/3</think>\n' + _ANSWER,
+   ['8 / 3 = 8/3', '8 / 3 = 8/3 , 3 - 8/3 = 1/3']),
+  ('well, 14 + 4 = 18' + _ANSWER, []), ('', []), (_ANSWER, []), (',,,', []),
+])
+def test_steps_end_where_the_written_ones_do(response, prefixes):
+  ends = tasks.get('countdown').step_ends(None, response)
+  assert [response[:end] for end in ends] == prefixes
+
+
+@pytest.mark.parametrize('name', _HUGE)
+def test_steps_of_a_huge_response_are_found_in_time(name):
+  start = time.perf_counter()
+  tasks.get('countdown').step_ends(None, _HUGE[name][0])
+  assert time.perf_counter() - start < 0.5

@@ -11,6 +11,8 @@ from nbclient import NotebookClient
 FOLDER = pathlib.Path(__file__).parents[1] / 'notebooks'
 SMALL = {  # notebook -> setting -> value
   'compare': {'VARIANT': "'grpo_tiny'", 'SEEDS': "'0'"},
+  'countdown': {'POLICY': "'countdown_tiny'", 'WARM_STEPS': 4, 'STEPS': 2,
+                'PROMPTS': 8},
   'simplex': {'SIDE': 6, 'STEPS': 60},
 }
 

@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from experiments import countdown
-from lpo_jax import build, hosts, phases, prepare, programs, supply, train
+from lpo_jax import batches, build, hosts, phases, prepare, programs, train
 from lpo_jax import metrics as metrics_lib
 
 
@@ -14,12 +14,6 @@ def config():
   config.num_steps = 2
   config.log.tensorboard = False
   return config
-
-
-def _supply(config, parts, clock):
-  key = jax.random.key(0)
-  return supply.Supply(parts, config.prompts_per_step, config.seed, config.num_steps,
-                       key, key, clock)
 
 
 @pytest.fixture
@@ -39,8 +33,7 @@ def test_what_was_compiled_in_threads_is_found_when_it_is_called(config, compile
   config.mesh.shape = (2, 2, 2)
   parts = build.build(config)
   made, clock = programs.Programs(parts), phases.Phases(None)
-  batches = _supply(config, parts, clock)
-  under_way = prepare.begin(config, parts, made, batches, clock, None)
+  under_way = prepare.begin(config, parts, made, clock, None)
   under_way.wait()
   under_way.close()
   assert sorted(compiled) == ['begin', 'certify', 'decode', 'step', 'update']
@@ -48,10 +41,11 @@ def test_what_was_compiled_in_threads_is_found_when_it_is_called(config, compile
   with jax.set_mesh(parts.mesh):
     params = made.fresh_params(jax.random.key(0))
     init, step, _ = made.warm_start
-    batch = hosts.place(build.warmstart_batch(config, parts, 0), parts.mesh)
+    batch = hosts.place(batches.warmstart_batch(config, parts, 0), parts.mesh)
     params, _, _ = step(params, init(params), batch)
     state = made.state_of(params, jax.random.key(1))
-    groups = batches.take(state.params, 1).groups
+    groups = batches.collect(config, parts, state.params, 1, jax.random.key(2),
+                             clock).groups
     state, _, _ = made.update(state, groups)
     made.certify(state.params, state.step - 1, groups)
   assert not compiled
@@ -94,7 +88,6 @@ def test_only_what_will_be_called_is_compiled(config, monkeypatch, resumed, step
                       lambda self, name, *_: added.append(name))
   config.num_steps = steps
   parts = build.build(config)
-  clock = phases.Phases(None)
-  prepare.begin(config, parts, programs.Programs(parts), _supply(config, parts, clock),
-                clock, resumed).close()
+  prepare.begin(config, parts, programs.Programs(parts), phases.Phases(None),
+                resumed).close()
   assert added == names

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from experiments import countdown
-from lpo_jax import build, microbatch, phases, programs, rollout, supply, train
+from lpo_jax import batches, build, microbatch, phases, programs, rollout, supply, train
 from lpo_jax import metrics as metrics_lib
 
 _STEPS = 3
@@ -26,9 +26,9 @@ def _config(**fields):
   return config
 
 
-def _supply(parts, seed=0):
-  key = jax.random.key(seed)
-  return supply.Supply(parts, 8, seed, _STEPS, jax.random.fold_in(key, train.SAMPLE),
+def _supply(config, parts):
+  key = jax.random.key(config.seed)
+  return supply.Supply(config, parts, jax.random.fold_in(key, train.SAMPLE),
                        jax.random.fold_in(key, train.REPLAY), phases.Phases(None))
 
 
@@ -46,13 +46,12 @@ def _by_hand(config):
 
   def sample(policy, step):
     groups, _ = rollout.collect(
-      policy, source.problems(step),
+      policy, batches.training_problems(config, parts, step),
       jax.random.fold_in(sampling, step), parts.task,
       parts.tokenizer, parts.sampling, parts.mesh, clock, parts.reward)
     return groups
 
   with jax.set_mesh(parts.mesh):
-    source = _supply(parts, config.seed)
     state = compiled.state_of(
       compiled.fresh_params(jax.random.fold_in(key, train.INIT)),
       jax.random.fold_in(key, train.ADAPT))
@@ -92,7 +91,7 @@ def test_by_default_nothing_is_kept_and_a_group_has_no_age():
   config = _config()
   parts = build.build(config)
   with jax.set_mesh(parts.mesh):
-    source = _supply(parts)
+    source = _supply(config, parts)
     compiled = programs.Programs(parts)
     policy = compiled.fresh_params(jax.random.key(0))
     batch = source.take(policy, 1)
@@ -113,10 +112,13 @@ def test_replay_mixes_past_groups_in_and_samples_as_many_fewer(tmp_path):
 
 
 def test_problems_are_the_first_of_those_of_a_step_without_replay():
-  plain, mixed = (build.build(_config(**{'replay.fraction': fraction}))
-                  for fraction in (0.0, 0.25))
-  plain, mixed = _supply(plain, seed=3), _supply(mixed, seed=3)
+  def ids(step, **fields):
+    config = _config(seed=3, **fields)
+    found = batches.training_problems(config, build.build(config), step)
+    return [problem.id for problem in found]
+
   for step in (1, 2):
-    ids = [problem.id for problem in plain.problems(step)]
-    assert [problem.id for problem in mixed.problems(step)] == ids[:6]
-    assert len(set(ids)) == 8
+    whole = ids(step)
+    assert len(set(whole)) == 8
+    assert ids(step, **{'replay.fraction': 0.25}) == whole[:6]
+    assert ids(step, **{'step_level.fraction': 0.25}) == whole[:6]

@@ -96,6 +96,15 @@ class Task(Protocol):
       f'task {self.name!r} has no demonstrations: start from a pretrained policy, '
       'without warm start')
 
+  def step_ends(self, problem: Problem, response_text: str) -> Sequence[int]:
+    """Return where written steps end: characters of the text before each place.
+
+    Raises:
+      NotImplementedError: the task does not say what a step is.
+    """
+    raise NotImplementedError(
+      f'task {self.name!r} has no steps: set step_level.fraction=0')
+
   def diagnostics(
       self, problem: Problem, response_text: str, reward: float,
   ) -> dict[str, tuple[float, float]]:

@@ -48,6 +48,8 @@ _MAX_TRACE = 4096  # characters of written steps that are looked at
 _NUMBER = r'(-?[0-9]{1,12}(?:/[0-9]{1,12})?)'
 _STEP = re.compile(rf'\s*{_NUMBER} ?([-+*/]) ?{_NUMBER} ?= ?{_NUMBER}\s*', re.ASCII)
 
+_OPENED = re.compile(r'\s*(?:<think>)?')
+
 
 def _compact_prompt(numbers: Sequence[int], target: int) -> str:
   return f'{" ".join(map(str, numbers))} : {target} >'
@@ -280,6 +282,23 @@ class Countdown(base.Task):
     steps = ' , '.join(f'{a} {operator} {b} = {c}' for a, operator, b, c in rows)
     return _DEMONSTRATIONS[self._format].format(
       steps=steps, expression=expression.infix(postfix))
+
+  def step_ends(self, problem: Problem, response_text: str) -> list[int]:
+    """Return the ends of the written steps, right or wrong, before the last answer.
+
+    '14 + 4 = 18 , 18 * 2 = 36 <answer> ...' has them after 18 and after 36. What
+    follows a text that is no step counts no more.
+    """
+    parts = split_answer(response_text)
+    text = response_text if parts is None else parts[0]
+    found, start = [], 0
+    for written in text[:_MAX_TRACE].split(','):
+      opened = _OPENED.match(written).end()
+      if not (step := _STEP.match(written, opened)):
+        break
+      found.append(start + step.end(4))
+      start += len(written) + 1
+    return found
 
   def diagnostics(
       self, problem: Problem, response_text: str, reward: float,
