@@ -103,7 +103,8 @@ def test_groups_in_folders_of_a_study_are_called_by_them(tmp_path):
                         init_from=f'{tmp_path}/start_0/seed_{seed}')
   assert {name: len(runs) for name, runs in _table(tmp_path)[0].items()} == {
     'grpo-x': 2, 'lpo_fwd-x': 2}
-  run_folders.write(tmp_path / 'grpo-x/seed_7', 7, 'maxrl')  # one folder, two configurations
+  # One folder, two configurations.
+  run_folders.write(tmp_path / 'grpo-x/seed_7', 7, 'maxrl')
   assert 'objective.name=maxrl' in ' '.join(_table(tmp_path)[0])
 
 
