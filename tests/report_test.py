@@ -8,27 +8,12 @@ import pytest
 from matplotlib import image
 
 from lpo_jax import contrast, metrics, report
-
-
-def _run(path, seed, name='lpo_fwd', score=0.5, steps=20, **fields):
-  config = {'seed': seed, 'num_steps': 20, 'workdir': str(path)}
-  config |= {'objective': {'name': name, 'token_clip': None}} | fields
-  metrics.write_json(path / 'config.json', config)
-  writer = metrics.Writer(path, tensorboard=False)
-  for step in range(steps + 1):
-    row = {} if step == 0 else {'actor/entropy': 1 / step, 'actor/grad_norm': score}
-    if step % 10 == 0:
-      value = score * step / steps
-      row |= {'val/countdown/mean@16': value, 'val/countdown/mean@16_stderr': 0.01}
-      row |= {'val/countdown/pass@4': value, 'val/countdown/pass@16': value}
-    writer.write(step, row)
-  writer.close()
-  return path
+from tests import run_folders
 
 
 def test_command_writes_table_and_figure(tmp_path, capsys):
   for seed in range(2):
-    _run(tmp_path / 'sweep' / str(seed), seed, score=0.4 + seed)
+    run_folders.write(tmp_path / 'sweep' / str(seed), seed, score=0.4 + seed)
   out = tmp_path / 'out'
   assert report.main([str(tmp_path / 'sweep'), f'--out={out}']) == 0
   assert '0.900 ± 0.707' in capsys.readouterr().out
@@ -42,7 +27,7 @@ def test_command_writes_table_and_figure(tmp_path, capsys):
 @pytest.mark.parametrize('content', [None, '{"seed": ', '[1]'])
 def test_a_folder_that_is_no_run_is_a_clear_error(tmp_path, capsys, content):
   if content is not None:
-    _run(tmp_path, 0)
+    run_folders.write(tmp_path, 0)
     (tmp_path / 'config.json').write_text(content)
   assert report.main([str(tmp_path), f'--out={tmp_path / "out"}']) == 2
   assert str(tmp_path) in capsys.readouterr().err
@@ -54,7 +39,8 @@ def _study(folder, seeds=3):
   for name, gain in (('grpo', 0.0), ('lpo_fwd', 0.1)):
     for seed in range(seeds):
       found.setdefault(name, {})[seed] = 0.4 + gain + 0.05 * seed * (-1 if gain else 1)
-      _run(folder / name / f'seed_{seed}', seed, name, score=found[name][seed])
+      run_folders.write(folder / name / f'seed_{seed}', seed, name,
+                        score=found[name][seed])
   return found
 
 
@@ -136,7 +122,7 @@ def test_a_name_that_is_no_group_is_refused_with_those_there_are(tmp_path, capsy
 
 def test_many_groups_are_paired_only_on_request(tmp_path):
   for name in ('grpo', 'dr_grpo', 'maxrl', 'lpo_fwd'):
-    _run(tmp_path / 'runs' / name / 'seed_0', 0, name)
+    run_folders.write(tmp_path / 'runs' / name / 'seed_0', 0, name)
   out = tmp_path / 'out'
   report.write([str(tmp_path / 'runs')], str(out))
   assert 'Differences' not in (out / 'report.md').read_text()

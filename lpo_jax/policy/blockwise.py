@@ -88,7 +88,7 @@ def _forward(statics, queries, own, prompt):
 def _backward(statics, saved, dout):
   queries, own, prompt, out, lse = saved
   delta = norm.vector_product(dout, out)[..., None]
-  totals = [[jnp.zeros(x.shape, jnp.float32) for x in keys[:2]]
+  totals = [[jnp.zeros_like(x.mT, jnp.float32) for x in keys[:2]]  # [.., d, S]: faster
             for keys in (own, prompt) if keys is not None]
   dqueries = []
   for rows, parts in _blocks(statics, queries.shape, own, prompt):
@@ -99,11 +99,11 @@ def _backward(statics, saved, dout):
       weights = jnp.exp(part.scores(here[0]) - normaliser)
       slope = weights * (_product('md,sd->ms', doutput, part.values) - shift)
       dquery += part.merge(_product('ms,sd->md', slope, part.keys))
-      for i, new in enumerate((_product('ms,md->sd', slope, query),
-                               _product('ms,md->sd', weights, doutput))):
-        total[i] = total[i].at[..., part.seen, :].add(new)
+      for i, new in enumerate((_product('md,ms->ds', query, slope),
+                               _product('md,ms->ds', doutput, weights))):
+        total[i] = total[i].at[..., part.seen].add(new)
     dqueries.append(dquery.astype(queries.dtype))
-  grads = [Keys(*(x.astype(keys.keys.dtype) for x in total), None)
+  grads = [Keys(*(x.mT.astype(keys.keys.dtype) for x in total), None)
            for keys, total in zip((own, prompt), totals, strict=False)]
   return jnp.concatenate(dqueries, 3), grads[0], None if prompt is None else grads[1]
 
