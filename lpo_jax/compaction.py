@@ -1,8 +1,8 @@
-"""The rows that decoding carries: where they live, how they grow and shrink.
+"""The rows that decoding carries: where they live, how they grow and come together.
 
 Rows are B' x K' responses with the keys and values of their prompts and of themselves.
-Between chunks of decoding the cache grows, and rows that finished are taken out. Every
-array is placed along the mesh here, once: keys and values are most of what sampling
+Between chunks of decoding the cache grows, rows that finished are taken out, and those
+of two loads are brought together. Every array is placed along the mesh here, once: keys and values are most of what sampling
 holds, and left to itself XLA would copy them onto every device.
 """
 
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lpo_jax import policy as policies
-from lpo_jax import sharding
+from lpo_jax import refill, sharding
 from lpo_jax.types import Array
 
 
@@ -24,48 +24,53 @@ class Rows(NamedTuple):
   prompt: policies.Prompt
   cache: policies.Cache  # its length is the index of `token` in the response
   keys: Array  # key[B', K']
+  limit: Array  # i32[B', K'], tokens it may have
   token: Array  # i32[B', K'], the last one sampled, not yet in the cache
   done: Array  # bool[B', K']
 
 
-def compact_if_worth(rows, places, done):
-  """Keep the unfinished rows when at most half of the places would remain.
+def move(loads, to: refill.Move):
+  """Return the rows of one load, or of two of one length, that `refill` brings together.
 
   Responses are permuted within their group, and groups within their shard of the
-  batch: the rows stay a [B', K'] rectangle over shared prompts, and keys and values
-  stay on their device.
-
-  Args:
-    rows: of B x K responses.
-    places: index arrays [B, 1] and [B or 1, K], where the rows stand in the batch.
-    done: bool[B, K], on the host.
-
-  Returns:
-    rows and places, of those that remain.
+  batch: keys and values stay on their device. A prompt's are copied where its
+  responses come to lie in several slots.
   """
-  shards = sharding.batch_shards()
-  active = (~done).sum(axis=1).reshape(shards, -1)  # each shard keeps as many groups
-  batch = _smallest_half(active.shape[1], (active > 0).sum(axis=1).max())
-  samples = _smallest_half(done.shape[1], active.max())
-  if 2 * shards * batch * samples > done.size:
-    return rows, places
-  local = np.argsort(active == 0, axis=1, kind='stable')[:, :batch]
-  groups = (local + active.shape[1] * np.arange(shards)[:, None]).reshape(-1)
-  members = np.argsort(done[groups], axis=1, kind='stable')[:, :samples]
-  places = (places[0][groups], np.take_along_axis(
-    np.broadcast_to(places[1], done.shape)[groups], members, axis=1))
-  return _take(rows, local, groups, members), places
+  groups, members = to.slot.shape[0] * to.slot.shape[1], to.member.shape[-1]
+  found = []
+  for number, rows in enumerate(loads):
+    mine = to.load == number
+    local = np.where(mine, to.slot, 0)
+    size = rows.token.shape[0] // len(local)
+    found.append((local, (local + size * np.arange(len(local))[:, None]).reshape(-1),
+                  np.where(mine[..., None], to.member, 0).reshape(groups, members)))
+  if len(loads) == 1:
+    return _take(*loads, *found[0])
+  return _merge(tuple(loads), tuple(found), to.load.reshape(-1) == 1)
 
 
-def _smallest_half(size, least):
-  """Return the smallest halving of `size` that is >= least."""
-  while size % 2 == 0 and size // 2 >= max(least, 1):
-    size //= 2
-  return size
+@jax.jit
+def _merge(loads, indices, second):
+  """Return slots of two loads: of the second where `second` bool[B'], else the first."""
+  first, other = (_gather(rows, *index) for rows, index in zip(loads, indices,
+                                                             strict=True))
+  axes = placed(first, lambda x, *logical: x.ndim - len(logical))
+
+  def chosen(x, y, axis):
+    if not x.ndim:  # the length, which is one
+      return x
+    return jnp.where(second.reshape(-1, *[1] * (x.ndim - axis - 1)), y, x)
+
+  return placed(jax.tree.map(chosen, first, other, axes), sharding.constrain)
 
 
 @jax.jit
 def _take(rows, local, groups, members):
+  """Return the rows of some groups and, within each, some members; see `_gather`."""
+  return placed(_gather(rows, local, groups, members), sharding.constrain)
+
+
+def _gather(rows, local, groups, members):
   """Return the rows of some groups and, within each, some members.
 
   Args:
@@ -92,10 +97,10 @@ def _take(rows, local, groups, members):
     return x[groups[:, None], members]
 
   prompt = jax.tree.map(lambda kv: along_batch(kv, -4), rows.prompt.layers)
-  return placed(Rows(
+  return Rows(
     policies.Prompt(prompt, rows.prompt.mask[groups], rows.prompt.next[groups]),
     policies.Cache(jax.tree.map(own, rows.cache.layers), rows.cache.length),
-    each(rows.keys), each(rows.token), each(rows.done)), sharding.constrain)
+    *map(each, (rows.keys, rows.limit, rows.token, rows.done)))
 
 
 @functools.partial(jax.jit, static_argnames=('capacity',))
@@ -117,4 +122,4 @@ def placed(rows, place):
     policies.Cache(jax.tree.map(
       lambda kv: place(kv, 'batch', None, 'kv_heads', None, None), cache.layers),
       cache.length),
-    each(rows.keys), each(rows.token), each(rows.done))
+    *map(each, (rows.keys, rows.limit, rows.token, rows.done)))

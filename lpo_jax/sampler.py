@@ -1,23 +1,26 @@
 """Sample K responses to each prompt, with the log-probability of every token.
 
 A prompt is prefilled once and its K responses attend to that one copy. Decoding is a
-`lax.while_loop` that ends when every row has met a stop token. It runs in chunks: in
-between, the cache grows and rows that finished are compacted away, so that a long tail
-costs what its few rows cost. Programs are compiled per (rows, cache size); both come
-from halvings and growth by half, so they are few.
+`lax.while_loop` that ends when every row has met a stop token. It runs in chunks, which
+end at fixed lengths, the levels: there rows that finished leave, and `refill` says who
+goes on. Rows too few for a load wait at their level for others that get there, while
+the next prompts are decoded, so that a long tail costs what its few rows cost. Programs
+are compiled per (rows, cache size); both come from halvings and growth by half, so they
+are few.
 
 A row's randomness depends only on (key, row id, response, position): the result does
 not depend on what else is in the batch, on padding, or on the mesh.
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lpo_jax import compaction, hosts, sharding
+from lpo_jax import compaction, hosts, refill, sharding
 from lpo_jax import policy as policies
 from lpo_jax.types import Array, Images, Rollouts
 
@@ -36,8 +39,9 @@ def sample(policy: policies.Policy, prompt: Array, prompt_mask: Array, key: Arra
            samples_per_prompt: int, max_new_tokens: int, temperature: float = 1.0,
            stop_tokens: tuple[int, ...] = (), top_k: int = 0, top_p: float = 1.0,
            pad_token: int = 0, chunk: int = 128, prompts_at_once: int = 0,
-           row_ids: Array | None = None, unroll: bool = True,
-           images: Images | None = None) -> Rollouts:
+           row_ids: Array | None = None, limits: Array | None = None,
+           unroll: bool = True, images: Images | None = None,
+           finished: Callable = lambda prompts, response, mask: None) -> Rollouts:
   """Sample K responses to each of B prompts.
 
   Args:
@@ -52,12 +56,16 @@ def sample(policy: policies.Policy, prompt: Array, prompt_mask: Array, key: Arra
     top_k: keep only the k most likely tokens; 0 keeps all.
     top_p: keep the fewest tokens whose probability reaches it; 1 keeps all.
     pad_token: fills responses after their end.
-    chunk: tokens between two compactions.
-    prompts_at_once: prompts whose responses are decoded, and whose keys and values
-      are held, at once; divides B; 0 for all.
+    chunk: tokens between two levels, where finished rows leave.
+    prompts_at_once: prompts whose responses are a load, decoded at once; divides B; 0
+      for all. Rows that wait take as much room again, see `refill.run`.
     row_ids: i32[B] names of the rows' random streams; default 0..B-1.
+    limits: i32[B] or [B, K], tokens that responses may have, from 1; default N.
     unroll: run layers unrolled (faster, a second copy of the weights) or scanned.
     images: of the prompts; encoded here, once for the K responses, if they are not.
+    finished: told at a chunk's end which prompts i[n] have all their responses since
+      the last, with response and mask [B, K, N] so far, which are gone when it returns.
+      The last chunk of all says nothing.
 
   Returns:
     Rollouts, whose images are encoded where the tower is frozen; `logprobs` are under
@@ -71,20 +79,19 @@ def sample(policy: policies.Policy, prompt: Array, prompt_mask: Array, key: Arra
          prompts_at_once)
   if row_ids is None:
     row_ids = np.arange(prompt.shape[0], dtype=np.int32)
+  if limits is None:
+    limits = np.full(prompt.shape[0], max_new_tokens, np.int32)
   encoded = None if images is None else encode(policy, images)
   if images is not None and policy.config.vision_is_frozen:
     images = encoded
-  inputs = (prompt, prompt_mask, row_ids, encoded)
   count = prompt.shape[0] // (prompts_at_once or prompt.shape[0])
-  shape = (prompt.shape[0] // count, samples_per_prompt, max_new_tokens)
+  inputs = (prompt, prompt_mask, row_ids, limits, encoded)
+  parts = [inputs] if count == 1 else _split(inputs, count=count)
+  shape = (prompt.shape[0], samples_per_prompt, max_new_tokens)
   choice, settings = choosing(temperature, stop_tokens, top_k, top_p)
   settings |= dict(pad_token=pad_token, unroll=unroll)
-  if count == 1:
-    return Rollouts(prompt, prompt_mask, *_responses(
-      policy, inputs, key, choice, shape, chunk, settings), images)
-  found = [_responses(policy, part, key, choice, shape, chunk, settings)
-           for part in _split(inputs, count=count)]
-  return Rollouts(prompt, prompt_mask, *_join(found), images)
+  return Rollouts(prompt, prompt_mask, *_responses(
+    policy, parts, key, choice, shape, chunk, settings, finished), images)
 
 
 def choosing(temperature: float, stop_tokens: tuple[int, ...], top_k: int,
@@ -95,39 +102,64 @@ def choosing(temperature: float, stop_tokens: tuple[int, ...], top_k: int,
   return choice, dict(greedy=temperature == 0, top_k=top_k, use_top_p=top_p < 1)
 
 
-def places(prompts: int, samples: int) -> tuple[np.ndarray, np.ndarray]:
-  """Return where rows lie in the batch before any is compacted: [B, 1] and [1, K]."""
-  return np.arange(prompts)[:, None], np.arange(samples)[None]
+def places(rows: np.ndarray, samples: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+  """Return prompts and members [B', K'] of rows [S, b, K']; B for nobody.
+
+  Args:
+    rows: numbers as in `refill`.
+    samples: K.
+    size: B.
+  """
+  rows = np.where(rows == refill.NOBODY, size * samples, rows).astype(np.int32)
+  return np.divmod(rows.reshape(-1, rows.shape[-1]), np.int32(samples))
 
 
-def _responses(policy, inputs, key, choice, shape, chunk, settings):
-  """Return response, mask and log-probabilities [B, K, N] of prompts decoded at once.
+def _responses(policy, parts, key, choice, shape, chunk, settings, finished):
+  """Return response, mask and log-probabilities [B, K, N].
 
   Args:
     policy: pi_b.
-    inputs: prompt, prompt_mask, row_ids and images of `sample`.
+    parts: prompt, prompt_mask, row_ids, limits and images of each load of prompts.
     key: a PRNG key.
     choice: how tokens are chosen.
     shape: (B, K, N).
-    chunk: tokens between two compactions.
+    chunk: tokens between two levels.
     settings: what the programs are compiled for.
+    finished: see `sample`.
   """
-  prompt, prompt_mask, row_ids, images = inputs
-  capacity = min(chunk, shape[2])
-  rows, out = begin(policy, prompt, prompt_mask, key, row_ids, choice, images,
-                     shape=shape, capacity=capacity, **settings)
-  where = places(*shape[:2])
-  start = 1
-  for steps, room in capacities(shape[2], chunk):
-    if start > 1:  # between chunks the host looks at who is left
-      done = np.asarray(hosts.fetch(rows.done))
-      if done.all():
-        break
-      rows, where = compaction.compact_if_worth(rows, where, done)
-      if room > capacity:
-        rows, capacity = compaction.grow(rows, capacity=room), room
+  size, samples, width = shape
+  loads = refill.fresh(size, samples, len(parts), sharding.batch_shards())
+  chunks = list(capacities(width, chunk))
+  prompt_width, left = parts[0][0].shape[1], np.full(size, samples)
+  out = empty(shape=shape, pad_token=settings['pad_token'])
+
+  def first(load):
+    nonlocal out
+    rows, out = begin(policy, *parts[load], key, choice, out,
+                      places(loads[load], samples, size),
+                      capacity=min(chunk, width), **settings)
+    return rows
+
+  def further(rows, numbers, index):
+    nonlocal out, left
+    steps, room = chunks[index]
+    if room > rows.cache.slots:
+      rows = compaction.grow(rows, capacity=room)
+    where = places(numbers, samples, size)
     rows, out = decode(policy, rows, out, where, choice, steps=steps, **settings)
-    start += steps
+    if index + 1 == len(chunks):
+      done = np.ones(numbers.shape, bool)
+    else:  # the host looks at who is left
+      done = np.array(hosts.fetch(rows.done)).reshape(numbers.shape)
+    ended = done & (numbers != refill.NOBODY)
+    now = left - np.bincount(numbers[ended] // samples, minlength=size)
+    complete, left = np.flatnonzero((now == 0) & (left > 0)), now
+    if complete.size and left.any():
+      finished(complete, *out[:2])
+    return rows, done
+
+  refill.run(loads, [room + prompt_width for _, room in chunks], begin=first,
+             decode=further, move=compaction.move)
   return out
 
 
@@ -155,12 +187,6 @@ def _split(inputs, *, count):
           for i in range(count)]
 
 
-@jax.jit
-def _join(parts):
-  """Return the responses of all parts, in the order of the prompts."""
-  return jax.tree.map(sharding.constrain_batch, sharding.join(parts))
-
-
 def capacities(max_new_tokens: int, chunk: int):
   """Yield (steps, room in the cache) of each chunk: it grows by half when full."""
   start, capacity = 1, min(chunk, max_new_tokens)
@@ -172,28 +198,42 @@ def capacities(max_new_tokens: int, chunk: int):
     start += steps
 
 
-@functools.partial(jax.jit, static_argnames=(
-  'shape', 'capacity', 'pad_token', 'unroll', 'greedy', 'top_k', 'use_top_p'))
-def begin(policy, prompt, prompt_mask, key, row_ids, choice, images=None, *, shape,
-           capacity, pad_token, unroll, **statics):
-  """Prefill the prompts and sample every response's first token."""
-  batch, samples, width = shape
+@functools.partial(jax.jit, static_argnames=('shape', 'pad_token'))
+def empty(*, shape, pad_token):
+  """Return responses, masks and log-probabilities [B, K, N] of no token."""
+  return tuple(sharding.constrain(x, 'batch', None, None) for x in (
+    jnp.full(shape, pad_token), jnp.zeros(shape, bool), jnp.zeros(shape)))
+
+
+@functools.partial(jax.jit, donate_argnames='out', static_argnames=(
+  'capacity', 'pad_token', 'unroll', 'greedy', 'top_k', 'use_top_p'))
+def begin(policy, prompt, prompt_mask, row_ids, limits, images, key, choice, out, places,
+          *, capacity, pad_token, unroll, **statics):
+  """Prefill prompts; sample every response's first token and write it into `out`."""
+  samples, width = out[0].shape[1:]
   policy = policy.unstack() if unroll else policy
   last, prompts = policy.prefill(prompt, prompt_mask, images)
   keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(row_ids)
   keys = jax.vmap(lambda k: jax.vmap(lambda j: jax.random.fold_in(k, j))(
     jnp.arange(samples)))(keys)
   logits = policy.logits(last)[:, None]
-  logits = jnp.broadcast_to(logits, (batch, samples, logits.shape[-1]))
+  logits = jnp.broadcast_to(logits, (*keys.shape, logits.shape[-1]))
   token, logprob = _choose(keys, jnp.int32(0), logits, choice, **statics)
 
   cache = policies.Cache.empty(prompts, samples, capacity)
-  done = jnp.isin(token, choice.stop_tokens)
-  first = jax.lax.broadcasted_iota(jnp.int32, shape, 2) == 0
-  out = (jnp.where(first, token[..., None], pad_token),
-         first, jnp.where(first, logprob[..., None], 0.0))
-  rows = compaction.Rows(prompts, cache, keys, token, done)
+  limit = jnp.broadcast_to(jnp.minimum(limits, width).reshape(len(limits), -1),
+                           token.shape)
+  done = jnp.isin(token, choice.stop_tokens) | (limit <= 1)
+  out = _written(out, (token, jnp.ones_like(done), logprob), (*places, 0))
+  rows = compaction.Rows(prompts, cache, keys, limit, token, done)
   return compaction.placed(rows, sharding.constrain), out
+
+
+def _written(out, columns, index):
+  """Return `out` with new columns at the rows' places; beyond them nothing is written."""
+  return tuple(
+    sharding.constrain(whole.at[index].set(part, mode='drop'), 'batch', None, None)
+    for whole, part in zip(out, columns, strict=True))
 
 
 @functools.partial(jax.jit, donate_argnames=('rows', 'out'), static_argnames=(
@@ -221,15 +261,14 @@ def decode(policy, rows, out, places, choice, *, steps, pad_token, unroll, **sta
 
     chunk = (write(tokens, token), write(mask, ~done),
              write(logprobs, jnp.where(done, 0.0, logprob)))
-    done |= jnp.isin(token, choice.stop_tokens)
+    done |= jnp.isin(token, choice.stop_tokens) | (rows.limit <= start + step + 1)
     return step + 1, cache, token, done, chunk
 
-  carry = (jnp.int32(0), rows.cache, rows.token, rows.done, chunk)
+  nobody = places[0] >= out[0].shape[0]
+  carry = (jnp.int32(0), rows.cache, rows.token, rows.done | nobody, chunk)
   _, cache, token, done, chunk = jax.lax.while_loop(unfinished, one_token, carry)
   columns = (start + jnp.arange(steps))[None, None]
-  out = tuple(
-    whole.at[places[0][..., None], places[1][..., None], columns].set(part)
-    for whole, part in zip(out, chunk, strict=True))
+  out = _written(out, chunk, (*(x[..., None] for x in places), columns))
   return rows._replace(cache=cache, token=token, done=done), out
 
 
