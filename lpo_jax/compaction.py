@@ -2,8 +2,9 @@
 
 Rows are B' x K' responses with the keys and values of their prompts and of themselves.
 Between chunks of decoding the cache grows, rows that finished are taken out, and those
-of two loads are brought together. Every array is placed along the mesh here, once: keys and values are most of what sampling
-holds, and left to itself XLA would copy them onto every device.
+of two loads are brought together. Every array is placed along the mesh here, once: keys
+and values are most of what sampling holds, and left to itself XLA would copy them onto
+every device.
 """
 
 import functools
@@ -30,7 +31,7 @@ class Rows(NamedTuple):
 
 
 def move(loads, to: refill.Move):
-  """Return the rows of one load, or of two of one length, that `refill` brings together.
+  """Return the rows of one load, or of two, that `refill` brings together.
 
   Responses are permuted within their group, and groups within their shard of the
   batch: keys and values stay on their device. A prompt's are copied where its
@@ -51,7 +52,7 @@ def move(loads, to: refill.Move):
 
 @jax.jit
 def _merge(loads, indices, second):
-  """Return slots of two loads: of the second where `second` bool[B'], else the first."""
+  """Return slots of two loads, of the second where `second` bool[B'] says so."""
   first, other = (_gather(rows, *index) for rows, index in zip(loads, indices,
                                                              strict=True))
   axes = placed(first, lambda x, *logical: x.ndim - len(logical))
@@ -103,10 +104,17 @@ def _gather(rows, local, groups, members):
     *map(each, (rows.keys, rows.limit, rows.token, rows.done)))
 
 
-@functools.partial(jax.jit, static_argnames=('capacity',))
 def grow(rows, *, capacity):
-  """Return the rows with room for `capacity` tokens."""
-  return placed(rows._replace(cache=rows.cache.grown(capacity)), sharding.constrain)
+  """Return the rows with room for `capacity` tokens; the old cache is gone."""
+  cache = _grown(rows, capacity=capacity)
+  jax.tree.map(lambda x: x.delete(), rows.cache.layers)
+  return rows._replace(cache=cache)
+
+
+@functools.partial(jax.jit, static_argnames=('capacity',))
+def _grown(rows, *, capacity):
+  rows = rows._replace(cache=rows.cache.grown(capacity))
+  return placed(rows, sharding.constrain).cache
 
 
 def placed(rows, place):

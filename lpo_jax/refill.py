@@ -64,17 +64,23 @@ def run(loads: list[np.ndarray], rooms: list[int], *, begin: Callable,
       level = max(parked) if waiting else min(parked)
       running = parked.pop(level)
     while running and level < len(rooms):
-      handle, rows = running
-      handle, done = decode(handle, rows, level)
+      running = _chunk(running, level, parked, whole, decode, move)
       level += 1
-      here = [parked.pop(level)] if level in parked else []
-      here.append((handle, np.where(done, NOBODY, rows)))
-      running = None
-      for load in _packed(here, whole, move):
-        if _full(load[1], whole):
-          running = load
-        else:
-          parked[level] = load
+
+
+def _chunk(running, level, parked, whole, decode, move):
+  """Decode a chunk; return the full load that goes on, or None, and park the others."""
+  handle, rows = running
+  handle, done = decode(handle, rows, level)
+  here = [parked.pop(level + 1)] if level + 1 in parked else []
+  here.append((handle, np.where(done, NOBODY, rows)))
+  full = None
+  for load in _packed(here, whole, move):
+    if _full(load[1], whole):
+      full = load
+    else:
+      parked[level + 1] = load
+  return full
 
 
 def _packed(found, whole, move):

@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from lpo_jax import hosts, images, prompts, sampler, sharding, tasks
@@ -18,6 +17,7 @@ from lpo_jax import metrics as metrics_lib
 from lpo_jax import policy as policies
 from lpo_jax import rewards as rewards_lib
 from lpo_jax import tokenizer as tokenizers
+from lpo_jax.tasks import grading
 from lpo_jax.types import Groups, Images, Mean, Problem, Responses, Rollouts
 
 _VERDICT_ALONE = rewards_lib.Weights()
@@ -58,23 +58,27 @@ def encode(problems: Sequence[Problem], tokenizer: tokenizers.Tokenizer,
 def sample(policy: policies.Policy, prompt: np.ndarray, prompt_mask: np.ndarray,
            key: jax.Array, config: SamplingConfig, tokenizer: tokenizers.Tokenizer,
            mesh: jax.sharding.Mesh, row_ids: np.ndarray | None = None,
-           images: Images | None = None) -> Rollouts:
-  """Sample K responses to each encoded prompt, on the mesh.
+           images: Images | None = None, limits: np.ndarray | None = None,
+           **more) -> Rollouts:
+  """Sample K responses to each encoded prompt, on the mesh; see `sampler.sample`.
 
   Images are patches on the host, or have been encoded (`sampler.encode`).
   """
   if row_ids is None:
     row_ids = np.arange(len(prompt), dtype=np.int32)
-  prompt, prompt_mask, row_ids = hosts.place((prompt, prompt_mask, row_ids), mesh)
+  if limits is None:
+    limits = np.full(len(prompt), config.max_new_tokens, np.int32)
+  prompt, prompt_mask, row_ids, limits = hosts.place(
+    (prompt, prompt_mask, row_ids, limits), mesh)
   if images is not None and images.features is None:
     images = hosts.place(images, mesh)
   return sampler.sample(
-    policy, prompt, prompt_mask, key, row_ids=row_ids,
+    policy, prompt, prompt_mask, key, row_ids=row_ids, limits=limits,
     samples_per_prompt=config.samples_per_prompt, max_new_tokens=config.max_new_tokens,
     temperature=config.temperature, stop_tokens=tokenizer.stop_tokens,
     top_k=config.top_k, top_p=config.top_p, pad_token=tokenizer.pad_id,
     chunk=config.chunk, prompts_at_once=config.prompts_at_once, unroll=config.unroll,
-    images=images)
+    images=images, **more)
 
 
 def decode(rollouts: Rollouts, tokenizer: tokenizers.Tokenizer,
@@ -89,25 +93,6 @@ def decode(rollouts: Rollouts, tokenizer: tokenizers.Tokenizer,
 
 def _prefix(problem: Problem) -> list[int]:
   return [] if problem.prefix is None else list(problem.prefix.tokens)
-
-
-def _within(rollouts: Rollouts, problems: Sequence[Problem], pad_token: int,
-            mesh: jax.sharding.Mesh) -> Rollouts:
-  """Cut continuations where the whole response, its prefix included, has N tokens."""
-  if not any(problem.prefix for problem in problems):
-    return rollouts
-  width = rollouts.response.shape[-1]
-  room = np.array([width - len(_prefix(problem)) for problem in problems], np.int32)
-  return _cut(rollouts, hosts.place(room, mesh), pad_token)
-
-
-@jax.jit
-def _cut(rollouts: Rollouts, room, pad_token) -> Rollouts:
-  place = jax.lax.broadcasted_iota(jnp.int32, rollouts.response.shape, 2)
-  mask = rollouts.response_mask & (place < room[:, None, None])
-  return rollouts.replace(response=jnp.where(mask, rollouts.response, pad_token),
-                          response_mask=mask,
-                          logprobs=jnp.where(mask, rollouts.logprobs, 0.0))
 
 
 def submit(task: tasks.base.Task, problems: Sequence[Problem],
@@ -194,8 +179,9 @@ def begin(policy: policies.Policy, problems: Sequence[Problem], key: jax.Array,
           recorded: Responses | None = None) -> Callable[[], tuple[Groups, Graded]]:
   """Sample one batch and begin to verify it; return what waits for the verdicts.
 
-  With `prompts_at_once` below B, the responses of one part are judged while the next
-  part decodes, where the task judges in a pool. Samples are the same either way.
+  With `prompts_at_once` below B, whenever so many more prompts have their responses,
+  these are judged while others decode, where the task judges in a pool. Samples and
+  metrics are the same either way.
 
   Args:
     policy: pi_b; not read where responses are recorded.
@@ -215,44 +201,89 @@ def begin(policy: policies.Policy, problems: Sequence[Problem], key: jax.Array,
     what the host knows of them; its rewards are weighed, its metrics named as in
     metrics.jsonl.
   """
-  at_once = config.prompts_at_once or len(problems)
-  parts, waiting = [], []
+  judging = _Judging(task, problems, tokenizer, mesh, config.prompts_at_once)
   with phases('sample'):
     encoded = encode(problems, tokenizer, config)
-    for start in range(0, len(problems), at_once):
-      rows = np.arange(start, start + at_once, dtype=np.int32)
-      part = jax.tree.map(lambda x, rows=rows: x[rows], encoded)
-      parts.append(_within(
-        sample(policy, part.tokens, part.mask, key, config, tokenizer, mesh, rows,
-               part.images) if recorded is None
-        else _replayed(*hosts.place((part.tokens, part.mask), mesh), recorded, start),
-        [problems[row] for row in rows], tokenizer.pad_id, mesh))
-      own = hosts.local(parts[-1].replace(images=None), mesh)
-      rows = rows[hosts.own_rows(at_once, mesh)]
-      asked = [problems[row] for row in rows]
-      waiting.append((rows, asked, own,
-                      submit(task, asked, decode(own, tokenizer, asked))))
-  return lambda: _collected(parts, waiting, task, config, weights, tokenizer, mesh,
-                            len(problems), phases)
+    if recorded is None:
+      room = [config.max_new_tokens - len(_prefix(problem)) for problem in problems]
+      rollouts = sample(policy, encoded.tokens, encoded.mask, key, config, tokenizer,
+                        mesh, images=encoded.images, limits=np.array(room, np.int32),
+                        finished=judging.add)
+    else:
+      rollouts = _replayed(*hosts.place((encoded.tokens, encoded.mask), mesh), recorded)
+    own = hosts.local(rollouts.replace(images=None), mesh)
+    judging.add_rest(own)
+  return lambda: _collected(rollouts, own, judging, config, weights, phases)
 
 
-def _collected(parts, waiting, task, config: SamplingConfig, weights, tokenizer, mesh,
-               size: int, phases) -> tuple[Groups, Graded]:
+class _Judging:
+  """The texts of this process's problems, handed in some at a time."""
+
+  def __init__(self, task, problems, tokenizer, mesh, at_once):
+    """Hand in once `at_once` more prompts have their responses; 0: not before all."""
+    self.task, self.tokenizer, self.mesh = task, tokenizer, mesh
+    self.size, self.rows = len(problems), hosts.own_rows(len(problems), mesh)
+    self.problems = [problems[row] for row in self.rows]
+    self.texts = [None] * len(self.rows)
+    self._at_once, self._parts = at_once or self.size, []
+    self._left, self._complete = list(range(self.size)), []
+
+  def add(self, rows, response, mask) -> None:
+    """Take note of prompts that have their responses; see `sampler.sample`."""
+    self._complete += rows.tolist()
+    if len(self._complete) >= self._at_once:
+      self._submit(self._complete, *hosts.local((response, mask), self.mesh))
+      self._complete = []
+
+  def add_rest(self, own: Rollouts) -> None:
+    """Hand in what is left of all own responses [B', K, N]."""
+    for rows in np.split(self._left, range(self._at_once, len(self._left),
+                                           self._at_once)):
+      self._submit(rows.tolist(), own.response, own.response_mask)
+
+  def _submit(self, rows, response, mask):
+    """Hand in the own responses to some problems."""
+    self._left = [row for row in self._left if row not in rows]
+    places = np.flatnonzero(np.isin(self.rows, rows))
+    if not places.size:
+      return
+    asked = [self.problems[place] for place in places]
+    tokens, real = (np.asarray(jax.device_get(x))[places] for x in (response, mask))
+    texts = decode(Rollouts(None, None, tokens, real, None), self.tokenizer, asked)
+    for place, text in zip(places, texts, strict=True):
+      self.texts[place] = text
+    self._parts.append((places, self.task.submit(asked, texts)))
+
+  def graded(self) -> Graded:
+    """Wait; return the verdicts in the order of the problems."""
+    rewards, metrics = [None] * len(self.rows), {}
+    for places, wait in self._parts:
+      found = wait()
+      for name, (total, count) in found.metrics.items():
+        before = metrics.get(name, (0.0, 0.0))
+        metrics[name] = before[0] + total, before[1] + count
+      for place, row in zip(places, found.rewards, strict=True):
+        rewards[place] = row
+    return _graded(self.task, self.problems, self.texts,
+                   grading.Verdicts(rewards, metrics, []))
+
+
+def _collected(rollouts, own, judging, config: SamplingConfig, weights,
+               phases) -> tuple[Groups, Graded]:
   """Return the groups and verdicts of `begin`, once they are given."""
   with phases('grade'):
-    graded = _merged([
-      (rows, _weighed(task, asked, graded(), own, config, weights, tokenizer))
-      for rows, asked, own, graded in waiting])
-    graded = share(graded, graded.rows, size)
+    graded = _weighed(judging, own, config, weights)
+    graded = share(graded, graded.rows, judging.size)
   rewards, anchor, keep = hosts.place(
-    (graded.rewards, np.zeros_like(graded.rewards), np.ones(size, bool)), mesh)
-  rollouts = parts[0] if len(parts) == 1 else _joined(parts)
+    (graded.rewards, np.zeros_like(graded.rewards), np.ones(judging.size, bool)),
+    judging.mesh)
   return Groups(rollouts, rewards, anchor, keep), graded
 
 
-def _weighed(task, problems, graded: Graded, own: Rollouts, config: SamplingConfig,
-             weights: rewards_lib.Weights, tokenizer) -> Graded:
+def _weighed(judging: _Judging, own: Rollouts, config: SamplingConfig,
+             weights: rewards_lib.Weights) -> Graded:
   """Return verdicts turned into rewards, and the metrics under their full names."""
+  task, problems, graded = judging.task, judging.problems, judging.graded()
   lengths = jax.device_get(own.response_mask).sum(axis=-1)
   begun = np.array([len(_prefix(problem)) for problem in problems])[:, None]
   formed = [[task.answer(problem, text) is not None for text in row]
@@ -262,35 +293,18 @@ def _weighed(task, problems, graded: Graded, own: Rollouts, config: SamplingConf
     'format': np.array(formed, np.float32).reshape(lengths.shape),
     'length': rewards_lib.length_part(lengths + begun, config.max_new_tokens,
                                       weights.full_length)}
-  ended = stopped(own, tokenizer.stop_tokens)
+  ended = stopped(own, judging.tokenizer.stop_tokens)
   found = {name if '/' in name else f'reward/{name}': value
            for name, value in graded.metrics.items()}
   found |= {f'reward/{name}': Mean(part.sum(dtype=np.float32), np.float32(part.size))
             for name, part in parts.items()}
   found['response_length/clip_ratio'] = Mean(np.float32((~ended).sum()),
                                              np.float32(ended.size))
-  return Graded(graded.texts, rewards_lib.total(parts, weights), found)
-
-
-def _merged(parts: list[tuple[np.ndarray, Graded]]) -> Graded:
-  """Return the verdicts of consecutive parts of a batch, and their rows, as one."""
-  found = {}
-  for _, graded in parts:
-    found = metrics_lib.merge(found, graded.metrics)
-  return Graded([row for _, graded in parts for row in graded.texts],
-                np.concatenate([graded.rewards for _, graded in parts]), found,
-                np.concatenate([rows for rows, _ in parts]))
+  return Graded(graded.texts, rewards_lib.total(parts, weights), found, judging.rows)
 
 
 @jax.jit
-def _replayed(prompt, prompt_mask, recorded: Responses, start) -> Rollouts:
-  """Return the rollouts of some rows, from `start`, whose responses are recorded."""
-  tokens, mask, logprobs = (
-    sharding.constrain_batch(jax.lax.dynamic_slice_in_dim(x, start, prompt.shape[0]))
-    for x in (recorded.tokens, recorded.mask, recorded.logprobs))
-  return Rollouts(prompt, prompt_mask, tokens, mask, logprobs)
-
-
-@jax.jit
-def _joined(parts: list[Rollouts]) -> Rollouts:
-  return jax.tree.map(lambda *x: sharding.constrain_batch(jnp.concatenate(x)), *parts)
+def _replayed(prompt, prompt_mask, recorded: Responses) -> Rollouts:
+  """Return the rollouts whose responses are recorded."""
+  return Rollouts(prompt, prompt_mask, *map(sharding.constrain_batch, (
+    recorded.tokens, recorded.mask, recorded.logprobs)))

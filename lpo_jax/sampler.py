@@ -14,25 +14,16 @@ not depend on what else is in the batch, on padding, or on the mesh.
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lpo_jax import compaction, hosts, refill, sharding
+from lpo_jax import choices, compaction, hosts, refill, sharding
 from lpo_jax import policy as policies
 from lpo_jax.types import Array, Images, Rollouts
 
 ENCODED_AT_ONCE = 8  # prompts whose images are encoded at once, on each shard
-
-
-class Choice(NamedTuple):
-  """How a token is chosen from logits."""
-
-  temperature: Array  # f32[]
-  stop_tokens: Array  # i32[n]
-  top_p: Array  # f32[]
 
 
 def sample(policy: policies.Policy, prompt: Array, prompt_mask: Array, key: Array, *,
@@ -63,9 +54,9 @@ def sample(policy: policies.Policy, prompt: Array, prompt_mask: Array, key: Arra
     limits: i32[B] or [B, K], tokens that responses may have, from 1; default N.
     unroll: run layers unrolled (faster, a second copy of the weights) or scanned.
     images: of the prompts; encoded here, once for the K responses, if they are not.
-    finished: told at a chunk's end which prompts i[n] have all their responses since
-      the last, with response and mask [B, K, N] so far, which are gone when it returns.
-      The last chunk of all says nothing.
+    finished: called at a chunk's end with the prompts i[n] that have now got all their
+      responses, and response and mask [B, K, N] so far, which are gone once it returns;
+      not at the very last, when all have.
 
   Returns:
     Rollouts, whose images are encoded where the tower is frozen; `logprobs` are under
@@ -88,18 +79,10 @@ def sample(policy: policies.Policy, prompt: Array, prompt_mask: Array, key: Arra
   inputs = (prompt, prompt_mask, row_ids, limits, encoded)
   parts = [inputs] if count == 1 else _split(inputs, count=count)
   shape = (prompt.shape[0], samples_per_prompt, max_new_tokens)
-  choice, settings = choosing(temperature, stop_tokens, top_k, top_p)
+  choice, settings = choices.settings(temperature, stop_tokens, top_k, top_p)
   settings |= dict(pad_token=pad_token, unroll=unroll)
   return Rollouts(prompt, prompt_mask, *_responses(
     policy, parts, key, choice, shape, chunk, settings, finished), images)
-
-
-def choosing(temperature: float, stop_tokens: tuple[int, ...], top_k: int,
-             top_p: float) -> tuple[Choice, dict]:
-  """Return how tokens are chosen, and what of that programs are compiled for."""
-  choice = Choice(jnp.float32(temperature or 1.0),
-                  jnp.asarray(stop_tokens, jnp.int32).reshape(-1), jnp.float32(top_p))
-  return choice, dict(greedy=temperature == 0, top_k=top_k, use_top_p=top_p < 1)
 
 
 def places(rows: np.ndarray, samples: int, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -130,7 +113,7 @@ def _responses(policy, parts, key, choice, shape, chunk, settings, finished):
   size, samples, width = shape
   loads = refill.fresh(size, samples, len(parts), sharding.batch_shards())
   chunks = list(capacities(width, chunk))
-  prompt_width, left = parts[0][0].shape[1], np.full(size, samples)
+  left = np.full(size, samples)
   out = empty(shape=shape, pad_token=settings['pad_token'])
 
   def first(load):
@@ -141,7 +124,7 @@ def _responses(policy, parts, key, choice, shape, chunk, settings, finished):
     return rows
 
   def further(rows, numbers, index):
-    nonlocal out, left
+    nonlocal out
     steps, room = chunks[index]
     if room > rows.cache.slots:
       rows = compaction.grow(rows, capacity=room)
@@ -151,14 +134,13 @@ def _responses(policy, parts, key, choice, shape, chunk, settings, finished):
       done = np.ones(numbers.shape, bool)
     else:  # the host looks at who is left
       done = np.array(hosts.fetch(rows.done)).reshape(numbers.shape)
-    ended = done & (numbers != refill.NOBODY)
-    now = left - np.bincount(numbers[ended] // samples, minlength=size)
-    complete, left = np.flatnonzero((now == 0) & (left > 0)), now
-    if complete.size and left.any():
-      finished(complete, *out[:2])
+    ended = numbers[done & (numbers != refill.NOBODY)] // samples
+    left[:] -= np.bincount(ended, minlength=size)
+    if left.any():
+      finished(np.array([i for i in np.unique(ended) if not left[i]], int), *out[:2])
     return rows, done
 
-  refill.run(loads, [room + prompt_width for _, room in chunks], begin=first,
+  refill.run(loads, [parts[0][0].shape[1] + room for _, room in chunks], begin=first,
              decode=further, move=compaction.move)
   return out
 
@@ -207,8 +189,8 @@ def empty(*, shape, pad_token):
 
 @functools.partial(jax.jit, donate_argnames='out', static_argnames=(
   'capacity', 'pad_token', 'unroll', 'greedy', 'top_k', 'use_top_p'))
-def begin(policy, prompt, prompt_mask, row_ids, limits, images, key, choice, out, places,
-          *, capacity, pad_token, unroll, **statics):
+def begin(policy, prompt, prompt_mask, row_ids, limits, images, key, choice, out,
+          places, *, capacity, pad_token, unroll, **statics):
   """Prefill prompts; sample every response's first token and write it into `out`."""
   samples, width = out[0].shape[1:]
   policy = policy.unstack() if unroll else policy
@@ -218,7 +200,7 @@ def begin(policy, prompt, prompt_mask, row_ids, limits, images, key, choice, out
     jnp.arange(samples)))(keys)
   logits = policy.logits(last)[:, None]
   logits = jnp.broadcast_to(logits, (*keys.shape, logits.shape[-1]))
-  token, logprob = _choose(keys, jnp.int32(0), logits, choice, **statics)
+  token, logprob = choices.choose(keys, jnp.int32(0), logits, choice, **statics)
 
   cache = policies.Cache.empty(prompts, samples, capacity)
   limit = jnp.broadcast_to(jnp.minimum(limits, width).reshape(len(limits), -1),
@@ -230,7 +212,7 @@ def begin(policy, prompt, prompt_mask, row_ids, limits, images, key, choice, out
 
 
 def _written(out, columns, index):
-  """Return `out` with new columns at the rows' places; beyond them nothing is written."""
+  """Return `out` with new columns at the rows' places; nobody's are not written."""
   return tuple(
     sharding.constrain(whole.at[index].set(part, mode='drop'), 'batch', None, None)
     for whole, part in zip(out, columns, strict=True))
@@ -253,7 +235,7 @@ def decode(policy, rows, out, places, choice, *, steps, pad_token, unroll, **sta
     step, cache, token, done, (tokens, mask, logprobs) = carry
     hidden, cache = policy.extend(token[..., None], rows.prompt, cache)
     logits = policy.logits(hidden[:, :, 0])
-    token, logprob = _choose(rows.keys, start + step, logits, choice, **statics)
+    token, logprob = choices.choose(rows.keys, start + step, logits, choice, **statics)
     token = jnp.where(done, pad_token, token)
 
     def write(buffer, column):
@@ -270,34 +252,6 @@ def decode(policy, rows, out, places, choice, *, steps, pad_token, unroll, **sta
   columns = (start + jnp.arange(steps))[None, None]
   out = _written(out, chunk, (*(x[..., None] for x in places), columns))
   return rows._replace(cache=cache, token=token, done=done), out
-
-
-def _choose(keys, position, logits, choice, *, greedy, top_k, use_top_p):
-  """Return a token for each row and its log-probability under what it came from."""
-  if greedy:
-    token = jnp.argmax(logits, axis=-1)
-    return token, jnp.zeros(token.shape)
-  logits = logits / choice.temperature
-  if top_k:
-    least = jax.lax.top_k(logits, min(top_k, logits.shape[-1]))[0][..., -1:]
-    logits = jnp.where(logits < least, -jnp.inf, logits)
-  if use_top_p:
-    logits = jnp.where(_outside_nucleus(logits, choice.top_p), -jnp.inf, logits)
-
-  def noise(key):
-    return jax.random.gumbel(jax.random.fold_in(key, position), logits.shape[-1:])
-
-  token = jnp.argmax(logits + jax.vmap(jax.vmap(noise))(keys), axis=-1)
-  picked = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
-  return token, picked - jax.nn.logsumexp(logits, axis=-1)
-
-
-def _outside_nucleus(logits, top_p):
-  """Return True for tokens beyond the most likely ones that together reach top_p."""
-  order = jnp.argsort(-logits, axis=-1)
-  probs = jnp.take_along_axis(jax.nn.softmax(logits, axis=-1), order, axis=-1)
-  before = jnp.cumsum(probs, axis=-1) - probs  # mass of the strictly likelier tokens
-  return jnp.take_along_axis(before >= top_p, jnp.argsort(order, axis=-1), axis=-1)
 
 
 def _check(prompt, samples_per_prompt, max_new_tokens, temperature, top_k, top_p,

@@ -10,7 +10,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from lpo_jax import compaction, sampler, sharding
+from lpo_jax import choices, compaction, refill, sampler, sharding
 from lpo_jax.types import Images
 
 
