@@ -171,7 +171,8 @@ def _compile_all(parts: build.Parts, setting: roofline.Setting):
       state.params, batch((*at_once, width)), batch((*at_once, width), bool),
       batch(at_once), parts.mesh,
       samples_per_prompt=samples, max_new_tokens=new, chunk=setting.chunk,
-      unroll=parts.sampling.unroll, images=_images(setting, *at_once, batch, True))
+      unroll=parts.sampling.unroll, prompts=prompts,
+      images=_images(setting, *at_once, batch, True))
     if setting.patches:
       lowered['encode'] = lambda: sampler.encode.lower(
         state.params, _images(setting, *at_once, batch, False))
@@ -183,6 +184,7 @@ def _compile_all(parts: build.Parts, setting: roofline.Setting):
   held = {'params': _bytes(state.params), 'optimizer': _bytes(state.opt_state),
           'tower': _bytes(tower),
           'prompt_kv': _bytes(prompt_kv), 'cache': _bytes(cache)}
+  held['parked'] = (setting.at_once < prompts) * (held['prompt_kv'] + held['cache'])
   rooms = sorted({room for _, room in sampler.capacities(new, setting.chunk)})[-2:]
   held['before_growing'] = held['cache'] * rooms[0] / new if len(rooms) > 1 else 0.0
   return found, held
@@ -237,8 +239,9 @@ def _by_kind(compiled: dict, held: dict) -> dict[str, dict[str, float]]:
   Growing the cache is no arithmetic worth compiling, but holds the old and the new.
   """
   found = {}
-  full = held['prompt_kv'] + held['cache']
-  caches = {'prefill': 0.0, 'decode': full, 'grow': full + held['before_growing'],
+  parked = held['parked']  # rows that wait for others
+  full = held['prompt_kv'] + held['cache'] + parked
+  caches = {'prefill': parked, 'decode': full, 'grow': full + held['before_growing'],
             'update': 0.0} | ({'encode': 0.0} if 'encode' in compiled else {})
   for name, cache in caches.items():
     program = compiled.get(name)

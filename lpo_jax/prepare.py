@@ -110,11 +110,12 @@ def _groups(parts: build.Parts, problems, params) -> Groups:
   sampling, tokenizer, size = parts.sampling, parts.tokenizer, len(problems)
   encoded = rollout.encode(problems, tokenizer, sampling)
   shape = (size, sampling.samples_per_prompt)
-  prompt, mask, row_ids, rewards, keep = hosts.place((
+  prompt, mask, row_ids, limits, rewards, keep = hosts.place((
     encoded.tokens, encoded.mask, np.arange(size, dtype=np.int32),
+    np.full(size, sampling.max_new_tokens, np.int32),
     np.zeros(shape, np.float32), np.ones(size, bool)), parts.mesh)
   responses = sampler_programs.compile_first(
-    params, prompt, mask, jax.random.key(0), row_ids,
+    params, prompt, mask, jax.random.key(0), row_ids, limits,
     samples_per_prompt=sampling.samples_per_prompt,
     max_new_tokens=sampling.max_new_tokens, temperature=sampling.temperature,
     stop_tokens=tokenizer.stop_tokens, top_k=sampling.top_k, top_p=sampling.top_p,

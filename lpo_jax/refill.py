@@ -42,8 +42,8 @@ def run(loads: list[np.ndarray], rooms: list[int], *, begin: Callable,
         decode: Callable, move: Callable) -> None:
   """Decode every row to its end.
 
-  Parked places together take at most as much room as a load in its last chunk and what
-  one more turn parks: beyond it levels go on before fresh prompts do.
+  Parked places take at most as much room together as a load in its last chunk: where
+  fresh prompts could park more than that, the highest level goes on before them.
 
   Args:
     loads: rows of each load of new prompts, i[S, b, K], all of one shape.
@@ -53,11 +53,12 @@ def run(loads: list[np.ndarray], rooms: list[int], *, begin: Callable,
       chunk leaves nobody.
     move: (one or two handles, Move) -> handle.
   """
-  whole, most = loads[0].shape, loads[0].size * max(rooms, default=0)
-  parked, waiting = {}, list(range(len(loads)))  # parked: level -> handle and rows
+  whole, waiting = loads[0].shape, list(range(len(loads)))
+  parked = {}  # level -> handle and rows
+  least, most = (loads[0].size * (rooms[i] if rooms else 0) for i in (0, -1))
   while waiting or parked:
     held = sum(rows.size * rooms[level - 1] for level, (_, rows) in parked.items())
-    if waiting and held <= most:
+    if waiting and held + least <= most:
       level, number = 0, waiting.pop(0)
       running = begin(number), loads[number]
     else:

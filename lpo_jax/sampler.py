@@ -82,7 +82,7 @@ def sample(policy: policies.Policy, prompt: Array, prompt_mask: Array, key: Arra
   choice, settings = choices.settings(temperature, stop_tokens, top_k, top_p)
   settings |= dict(pad_token=pad_token, unroll=unroll)
   return Rollouts(prompt, prompt_mask, *_responses(
-    policy, parts, key, choice, shape, chunk, settings, finished), images)
+    policy, prompt, parts, key, choice, shape, chunk, settings, finished), images)
 
 
 def places(rows: np.ndarray, samples: int, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -97,11 +97,12 @@ def places(rows: np.ndarray, samples: int, size: int) -> tuple[np.ndarray, np.nd
   return np.divmod(rows.reshape(-1, rows.shape[-1]), np.int32(samples))
 
 
-def _responses(policy, parts, key, choice, shape, chunk, settings, finished):
+def _responses(policy, prompt, parts, key, choice, shape, chunk, settings, finished):
   """Return response, mask and log-probabilities [B, K, N].
 
   Args:
     policy: pi_b.
+    prompt: i32[B, P].
     parts: prompt, prompt_mask, row_ids, limits and images of each load of prompts.
     key: a PRNG key.
     choice: how tokens are chosen.
@@ -114,7 +115,7 @@ def _responses(policy, parts, key, choice, shape, chunk, settings, finished):
   loads = refill.fresh(size, samples, len(parts), sharding.batch_shards())
   chunks = list(capacities(width, chunk))
   left = np.full(size, samples)
-  out = empty(shape=shape, pad_token=settings['pad_token'])
+  out = empty(prompt, samples=samples, width=width, pad_token=settings['pad_token'])
 
   def first(load):
     nonlocal out
@@ -140,7 +141,7 @@ def _responses(policy, parts, key, choice, shape, chunk, settings, finished):
       finished(np.array([i for i in np.unique(ended) if not left[i]], int), *out[:2])
     return rows, done
 
-  refill.run(loads, [parts[0][0].shape[1] + room for _, room in chunks], begin=first,
+  refill.run(loads, [prompt.shape[1] + room for _, room in chunks], begin=first,
              decode=further, move=compaction.move)
   return out
 
@@ -180,11 +181,12 @@ def capacities(max_new_tokens: int, chunk: int):
     start += steps
 
 
-@functools.partial(jax.jit, static_argnames=('shape', 'pad_token'))
-def empty(*, shape, pad_token):
+@functools.partial(jax.jit, static_argnames=('samples', 'width', 'pad_token'))
+def empty(prompt, *, samples, width, pad_token):
   """Return responses, masks and log-probabilities [B, K, N] of no token."""
+  shape = (prompt.shape[0], samples, width)
   return tuple(sharding.constrain(x, 'batch', None, None) for x in (
-    jnp.full(shape, pad_token), jnp.zeros(shape, bool), jnp.zeros(shape)))
+    jnp.full(shape, pad_token, jnp.int32), jnp.zeros(shape, bool), jnp.zeros(shape)))
 
 
 @functools.partial(jax.jit, donate_argnames='out', static_argnames=(

@@ -16,8 +16,8 @@ def test_sampling_compiles_nothing_that_was_compiled_ahead(new):
   mesh = sharding.make_mesh((2, 1, 1))
   policy = jax.device_put(tiny.policy(), sharding.replicated(mesh))
   tokens, mask = tiny.prompts((4, 1))
-  prompt, mask, rows = sharding.shard_batch(
-    (tokens, mask, np.arange(2, dtype=np.int32)), mesh)
+  prompt, mask, rows, limits = sharding.shard_batch(
+    (tokens, mask, np.arange(2, dtype=np.int32), np.full(2, new, np.int32)), mesh)
   shapes = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), policy)
   compiled = []
@@ -26,12 +26,13 @@ def test_sampling_compiles_nothing_that_was_compiled_ahead(new):
     if event.endswith('backend_compile_duration') else None)
   with jax.set_mesh(mesh):
     expected = sampler_programs.compile_first(
-      shapes, prompt, mask, jax.random.key(0), rows, max_new_tokens=new, **SETTINGS)
+      shapes, prompt, mask, jax.random.key(0), rows, limits, max_new_tokens=new,
+      **SETTINGS)
     mine = {'jit(begin)'} | ({'jit(decode)'} if new > 1 else set())
     assert mine == {'jit(begin)', 'jit(decode)'} & set(compiled)
     compiled.clear()
     found = sampler.sample(policy, prompt, mask, jax.random.key(1), row_ids=rows,
-                           max_new_tokens=new, **SETTINGS)
+                           limits=limits, max_new_tokens=new, **SETTINGS)
   assert not {'jit(begin)', 'jit(decode)'} & set(compiled)
   for made, said in zip((found.response, found.response_mask, found.logprobs), expected,
                         strict=True):
