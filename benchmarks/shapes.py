@@ -44,6 +44,20 @@ def batch(shape: Shape, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
   return tokens[:, :width], tokens[:, width:].reshape(prompts, samples, new)
 
 
+def heavy_tailed(prompts: int, samples: int, longest: int, seed: int = 0) -> np.ndarray:
+  """Return lengths i32[B, K] from 1 to `longest`, on average a quarter of it.
+
+  They are log-normal with deviation 1.1, cut at `longest`.
+  """
+  wild = np.exp(np.random.default_rng(seed).normal(0, 1.1, (prompts, samples)))
+  low, high = 1e-3 * longest, 1e3 * longest
+  for _ in range(60):
+    middle = np.sqrt(low * high)
+    lengths = np.clip(np.ceil(wild * middle), 1, longest).astype(np.int32)
+    low, high = (low, middle) if lengths.mean() > longest / 4 else (middle, high)
+  return lengths
+
+
 def vocabulary(size: int) -> list[str]:
   """Return the words of a benchmark's language: token i is `t{i}`."""
   return [f't{i}' for i in range(size)]

@@ -92,8 +92,8 @@ def get_config() -> ConfigDict:
   config.sampling.max_new_tokens = 1024  # N; longer responses are cut
   config.sampling.prompt_buckets = (64, 128, 256, 512, 1024)  # allowed widths P
   config.sampling.patch_buckets = (256, 1024, 4096)  # patches of a prompt's images
-  config.sampling.prompts_at_once = 0  # prompts of a full load of rows; 0: all of the step's
-  config.sampling.chunk = 128  # tokens after which finished rows leave and others take over
+  config.sampling.prompts_at_once = 0  # prompts decoded at once; 0: all of the step's
+  config.sampling.chunk = 128  # tokens after which others take finished rows' place
   config.sampling.top_k = 0  # 0 keeps every token
   config.sampling.top_p = 1.0  # 1 keeps every token
   config.sampling.allow_truncated = False  # train although top_k or top_p cut pi_b

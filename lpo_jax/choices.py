@@ -1,4 +1,8 @@
-"""How a token is chosen from logits: temperature, top_k, top_p, Gumbel noise."""
+"""How a token is chosen from logits: temperature, top_k, top_p, and whose noise.
+
+The likeliest after Gumbel noise is a sample of the softmax. The noise is a function of
+the row's key and of the position alone, so no row depends on what is decoded beside it.
+"""
 
 from typing import NamedTuple
 

@@ -20,8 +20,7 @@ def largest(policy, prompt, prompt_mask, row_ids, mesh, *, samples_per_prompt: i
             prompts: int = 0, images: Images | None = None):
   """Return the programs of `sample` at their largest, to be compiled ahead of time.
 
-  Where not all prompts are decoded at once, responses come together that share no
-  prompt: then each has its own copy of the prompt's keys and values.
+  Below B prompts at once, each response that decodes has its own copy of its prompt.
 
   Args:
     policy: shapes, dtypes and placements (jax.ShapeDtypeStruct) instead of arrays.

@@ -24,7 +24,7 @@ LAYERS = (
   {
     'exact', 'objective', 'sequence', 'sharding', 'optimizer', 'tokenizer', 'metrics',
     'phases', 'manifest', 'hardware', 'allocator', 'compilation', 'hosts', 'hub',
-    'rewards', 'schedule', 'methods', 'images', 'page', 'tilt',
+    'rewards', 'schedule', 'methods', 'images', 'page', 'tilt', 'refill', 'choices',
   },
   {'sampler', 'compaction', 'tasks', 'policy', 'prompts', 'sampler_programs'},
   {

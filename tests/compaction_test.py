@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lpo_jax import compaction, sharding
+from lpo_jax import compaction, refill, sharding
 from lpo_jax import policy as policies
 from lpo_jax.policy import kv
 
@@ -24,65 +24,88 @@ def _rows(mesh):
     policies.Cache(kv.Slots(numbered(*keys), numbered(*values)), jnp.int32(1)),
     jax.vmap(jax.random.split, (0, None))(
       jax.random.split(jax.random.key(0), _B), _K),
-    np.arange(_B * _K).reshape(_B, _K), np.zeros((_B, _K), bool))
+    np.full((_B, _K), 9), np.arange(_B * _K).reshape(_B, _K), np.zeros((_B, _K), bool))
   return compaction.placed(rows, lambda x, *logical: jax.device_put(
     x, sharding.placement(x.shape, logical, mesh)))
 
 
-def _places():
-  return np.arange(_B)[:, None], np.arange(_K)[None]
+def _places(mesh, *active):
+  """Return the rows [S, b, K] of a load, NOBODY but for some (group, member) pairs."""
+  rows = np.full((_B, _K), refill.NOBODY)
+  for group, member in active:
+    rows[group, member] = group * _K + member
+  return rows.reshape(sharding.batch_shards(mesh), -1, _K)
 
 
-def _done(active):
-  """Return bool[B, K], True but for the given (group, member) pairs."""
-  done = np.ones((_B, _K), bool)
-  done[tuple(np.transpose(active))] = False
-  return done
+def _whole(mesh):
+  shards = sharding.batch_shards(mesh)
+  return shards, _B // shards, _K
 
 
-@pytest.mark.parametrize('shape', [(1, 1, 1), (2, 2, 2), (1, 4, 1)])
-def test_the_unfinished_remain_with_their_own_keys_values_and_places(shape):
+def _same(taken, rows, places):
+  """Assert that real places hold what rows [B, K] of those numbers do."""
+  places = places.reshape(-1, places.shape[-1])
+  real = places != refill.NOBODY
+  groups, members = places[real] // _K, places[real] % _K
+  np.testing.assert_array_equal(taken.token[real], rows.token[groups, members])
+  np.testing.assert_array_equal(*(jax.random.key_data(keys) for keys in (
+    taken.keys[real], rows.keys[groups, members])))
+  for new, old in zip(taken.cache.layers, rows.cache.layers, strict=True):
+    np.testing.assert_array_equal(np.asarray(new)[:, real],
+                                  np.asarray(old)[:, groups, members])
+  slots = np.nonzero(real)[0]
+  for new, old in zip(taken.prompt.layers, rows.prompt.layers, strict=True):
+    np.testing.assert_array_equal(np.asarray(new)[:, slots], np.asarray(old)[:, groups])
+
+
+_MESHES = [(1, 1, 1), (2, 2, 2), (1, 4, 1)]
+
+
+@pytest.mark.parametrize('shape', _MESHES)
+def test_the_unfinished_remain_with_their_own_keys_and_values(shape):
   mesh = sharding.make_mesh(shape)
-  active = [(0, 1), (3, 0), (3, 3), (5, 2), (6, 1)]
-  done = _done(active)
+  places = _places(mesh, (0, 1), (3, 0), (3, 3), (5, 2), (6, 1))
+  with jax.set_mesh(mesh):
+    rows, to = _rows(mesh), refill.pack([places], _whole(mesh))
+    taken = compaction.move([rows], to)
+  assert taken.token.shape == (to.rows[..., 0].size, to.rows.shape[2])
+  assert taken.token.size < _B * _K and (to.rows != refill.NOBODY).sum() == 5
+  _same(taken, rows, to.rows)
+
+
+@pytest.mark.parametrize('shape', _MESHES)
+def test_two_loads_come_together_and_keep_whatever_is_theirs(shape):
+  mesh = sharding.make_mesh(shape)
+  first = _places(mesh, (0, 1), (3, 0), (3, 3), (5, 2), (6, 1))
+  other = _places(mesh, (1, 0), (1, 1), (2, 3), (7, 0))
   with jax.set_mesh(mesh):
     rows = _rows(mesh)
-    taken, places = compaction.compact_if_worth(rows, _places(), done)
-  assert taken.token.size < _B * _K
-  groups, members = np.broadcast_arrays(*places)
-  assert set(active) <= set(zip(groups.ravel().tolist(), members.ravel().tolist(),
-                                strict=True))
-  np.testing.assert_array_equal(taken.token, rows.token[groups, members])
-  np.testing.assert_array_equal(*(jax.random.key_data(keys) for keys in (
-    taken.keys, rows.keys[groups, members])))
-  for new, old in zip(taken.cache.layers, rows.cache.layers, strict=True):
-    np.testing.assert_array_equal(new, np.asarray(old)[:, groups, members])
-  for new, old in zip(taken.prompt.layers, rows.prompt.layers, strict=True):
-    np.testing.assert_array_equal(new, np.asarray(old)[:, groups[:, 0]])
+    to = refill.pack([first], _whole(mesh))
+    second = refill.pack([to.rows, other], _whole(mesh))
+    both = compaction.move([compaction.move([rows], to), rows], second)
+  assert both.token.shape[0] == second.rows[..., 0].size < _B * _K
+  assert (second.rows != refill.NOBODY).sum() == 9
+  assert {0, 1} <= set(second.load.ravel().tolist())
+  _same(both, rows, second.rows)
+  assert both.cache.length == rows.cache.length
 
 
 def test_keys_and_values_stay_on_their_devices():
   mesh = sharding.make_mesh((2, 2, 2))
   with jax.set_mesh(mesh):
     rows = _rows(mesh)
-    taken, _ = compaction.compact_if_worth(rows, _places(), _done([(0, 1), (7, 2)]))
+    to = refill.pack([_places(mesh, (0, 1), (7, 2))], _whole(mesh))
+    taken = compaction.move([rows], to)
+    index = tuple(np.zeros(shape, np.int32) for shape in ((4, 1), (4,), (4, 2)))
+    texts = [compaction._take.lower(rows, *index).compile().as_text(),
+             compaction._merge.lower((rows, taken), (index, index), np.zeros(4, bool)
+                                     ).compile().as_text()]
     grown = compaction.grow(taken, capacity=7)
-    text = compaction._take.lower(
-      rows, *(np.zeros(shape, np.int32) for shape in ((4, 1), (4,), (4, 2)))
-    ).compile().as_text()
   for x in (*grown.cache.layers, *grown.prompt.layers):
     shard = x.sharding.shard_shape(x.shape)
     assert (shard[1], shard[-3]) == (x.shape[1] // 4, x.shape[-3] // 2)
-  moved = [line for line in text.splitlines() if 'f32[' in line and any(
-    f' {name}(' in line for name in ('all-gather', 'all-reduce', 'all-to-all'))]
-  assert not moved, moved
+  for text in texts:
+    moved = [line for line in text.splitlines() if 'f32[' in line and any(
+      f' {name}(' in line for name in ('all-gather', 'all-reduce', 'all-to-all'))]
+    assert not moved, moved
   assert grown.cache.slots == 7
-
-
-def test_nothing_is_taken_while_more_than_half_of_a_shard_runs():
-  mesh = sharding.make_mesh((4, 1, 1))
-  with jax.set_mesh(mesh):
-    rows = _rows(mesh)
-    active = [(i, k) for i in (0, 1) for k in range(_K)]  # all of the first shard
-    same, places = compaction.compact_if_worth(rows, _places(), _done(active))
-  assert same is rows

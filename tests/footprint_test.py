@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs import models
-from lpo_jax import footprint, sharding
+from lpo_jax import footprint, roofline, sharding
 from tests import roofline_test, tiny
 
 
@@ -56,5 +56,11 @@ def test_a_frozen_tower_has_no_moments_and_leaves_only_vectors(shape):
 
 
 def test_prompts_decoded_in_turn_hold_less():
-  whole, turns = (footprint.memory(_changed(prompts_at_once=n)) for n in (0, 1))
-  assert turns['sample']['kv_cache'] == pytest.approx(whole['sample']['kv_cache'] / 4)
+  whole, turns = (footprint.memory(_changed(prompts_at_once=n))['sample']['kv_cache']
+                  for n in (0, 1))
+  s = roofline_test._ONE
+  row = roofline.kv_bytes(s.policy, s.new_tokens + s.prompt_width)
+  # Rows come together with a prompt each, and as many as are decoded are parked.
+  shared = roofline.kv_bytes(s.policy, (s.samples - 1) * s.prompt_width)
+  assert s.prompts == 4
+  assert turns == pytest.approx(whole / 4 + shared + s.samples * row)

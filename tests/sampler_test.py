@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks import shapes
 from lpo_jax import compaction, sampler, sharding
 from lpo_jax.types import Rollouts
 from tests import tiny
@@ -295,6 +296,67 @@ def test_result_does_not_depend_on_the_mesh(calls):
     _same(_sample(sharded, policy, **_LONG, chunk=16), whole)
   assert calls['take']
   assert all(b == 8 for b, _ in calls['take'])  # B must still split in eight
+
+
+# Limits and refill.
+
+
+def _heavy(prompts=8, **settings):
+  """Return limits and rollouts that end there: few long, many short."""
+  limits = shapes.heavy_tailed(prompts, 4, 32)
+  lengths = np.resize((4, 1, 6, 3, 2, 5, 4, 6), prompts)
+  return limits, _sample(tiny.prompts(lengths), tiny.policy(vocab_size=16), **settings,
+                         **_LONG, limits=limits, stop_tokens=())
+
+
+_heavy_alone = functools.cache(functools.partial(_heavy, chunk=32))
+
+
+@pytest.mark.parametrize('per_prompt', [False, True])
+def test_a_limit_cuts_a_response_and_changes_nothing_before(per_prompt):
+  whole = _cached(stop_tokens=())
+  limits = np.array([[1, 5, 12, 7], [3, 3, 99, 2], [12, 1, 4, 9]], np.int32)
+  limits = limits[:, 1] if per_prompt else limits
+  cut = _sample(stop_tokens=(), limits=limits, chunk=5)
+  mask = np.arange(12) < limits.reshape(3, -1, 1)
+  np.testing.assert_array_equal(cut.response_mask, np.broadcast_to(mask, (3, 4, 12)))
+  _same(cut, whole.replace(
+    response=np.where(mask, whole.response, _PAD), response_mask=cut.response_mask,
+    logprobs=np.where(mask, whole.logprobs, 0)))
+
+
+def test_rows_that_wait_for_others_become_what_they_would_have(monkeypatch):
+  limits, whole = _heavy_alone()
+  met, merge, told = [], compaction._merge, []
+  monkeypatch.setattr(compaction, '_merge', lambda *args: met.append(1) or merge(*args))
+
+  def finished(prompts, response, mask):
+    for row in prompts:
+      told.append(row)
+      np.testing.assert_array_equal(response[row], whole.response[row])
+      np.testing.assert_array_equal(mask[row], whole.response_mask[row])
+
+  _, found = _heavy(prompts_at_once=2, chunk=8, finished=finished)
+  np.testing.assert_array_equal(whole.response_mask.sum(-1), limits)
+  _same(found, whole)
+  assert len(met) >= 2
+  assert len(set(told)) == len(told) >= 4
+
+
+def test_rows_wait_on_their_shard_of_a_mesh(monkeypatch):
+  _, whole = _heavy_alone(prompts=16)
+  met, merge = [], compaction._merge
+  monkeypatch.setattr(compaction, '_merge', lambda *args: met.append(1) or merge(*args))
+  mesh = sharding.make_mesh((2, 2, 2))
+  limits = shapes.heavy_tailed(16, 4, 32)
+  batch = tiny.prompts(np.resize((4, 1, 6, 3, 2, 5, 4, 6), 16))
+  policy = tiny.policy(vocab_size=16)
+  with jax.set_mesh(mesh):
+    policy = jax.device_put(policy, sharding.state_shardings(policy, mesh))
+    *batch, limits = sharding.shard_batch((*batch, limits), mesh)
+    _same(_sample(batch, policy, **_LONG, limits=limits, stop_tokens=(), chunk=8,
+                  prompts_at_once=8), whole)
+  assert met
 
 
 # Bad arguments: no policy is given, so nothing can have been compiled.

@@ -1,0 +1,137 @@
+"""Every row is decoded once to its end, on its shard, and few places stand empty."""
+
+import weakref
+
+import numpy as np
+import pytest
+
+from benchmarks import shapes
+from lpo_jax import refill
+
+_K = 8
+
+
+class _Device:
+  """Decodes rows of known lengths; a handle says who lies where."""
+
+  def __init__(self, lengths, at_once, longest, chunk, shards=1):
+    self.lengths, self.chunk, self.longest = lengths.reshape(-1), chunk, longest
+    self.loads = refill.fresh(*lengths.shape, len(lengths) // at_once, shards)
+    self.shard = dict(zip(np.stack(self.loads).ravel().tolist(), np.broadcast_to(
+      np.arange(shards)[:, None, None], np.stack(self.loads).shape).ravel(),
+      strict=True))
+    self.rooms = [min(start + chunk, longest) for start in range(0, longest, chunk)]
+    self.behind = np.zeros(self.lengths.size, int)  # chunks that each row was decoded
+    self.places, self.shapes, self.turns = 0, set(), []
+
+  def run(self):
+    refill.run(self.loads, self.rooms, begin=lambda load: self.loads[load].copy(),
+               decode=self.decode, move=self.move)
+    return self
+
+  def decode(self, handle, rows, index):
+    real = rows != refill.NOBODY
+    np.testing.assert_array_equal(handle[real], rows[real])
+    for shard, mine in enumerate(rows):
+      assert {self.shard[row] for row in mine[mine != refill.NOBODY]} <= {shard}
+    start = index * self.chunk
+    assert (self.behind[rows[real]] == index).all()
+    assert (self.lengths[rows[real]] > start).all()  # nobody who is done
+    assert len(set(rows[real])) == real.sum() > 0
+    self.behind[rows[real]] += 1
+    self.places += rows.size * (min(self.rooms[index],
+                                    self.lengths[rows[real]].max()) - start)
+    self.shapes.add(rows.shape)
+    self.turns.append((index, rows.shape, tuple(rows[real])))
+    return handle, ~real | (self.lengths[rows] <= self.rooms[index])
+
+  def move(self, handles, to):
+    found = np.full(to.rows.shape, refill.NOBODY)
+    for shard in range(len(to.slot)):
+      for i, load in enumerate(to.load[shard]):
+        found[shard, i] = handles[load][shard, to.slot[shard, i]][to.member[shard, i]]
+    return np.where(to.rows == refill.NOBODY, -7, found)
+
+  def waste(self):
+    """Return places decoded over tokens sampled."""
+    return self.places / self.lengths.sum()
+
+
+@pytest.mark.parametrize('shards', [1, 4])
+@pytest.mark.parametrize(('prompts', 'at_once', 'longest', 'chunk', 'samples'), [
+  (64, 16, 512, 32, 8), (64, 64, 512, 32, 8), (8, 8, 100, 7, 3), (32, 4, 64, 8, 1),
+  (16, 8, 10, 10, 6), (24, 12, 9, 1, 5)])
+def test_every_row_is_decoded_chunk_after_chunk_to_its_end(
+    prompts, at_once, longest, chunk, samples, shards):
+  lengths = shapes.heavy_tailed(prompts, samples, longest)
+  found = _Device(lengths, at_once, longest, chunk, shards).run()
+  np.testing.assert_array_equal(found.behind, -(-found.lengths // chunk))
+  again = _Device(lengths, at_once, longest, chunk, shards).run()
+  assert again.turns == found.turns
+
+
+@pytest.mark.parametrize(('prompts', 'at_once', 'chunk', 'most'), [
+  (64, 16, 32, 1.30), (64, 16, 16, 1.25), (256, 16, 32, 1.25), (64, 64, 32, 1.55)])
+def test_a_heavy_tail_costs_little_more_than_its_tokens(prompts, at_once, chunk, most):
+  for seed in range(5):
+    lengths = shapes.heavy_tailed(prompts, _K, 512, seed)
+    found = _Device(lengths, at_once, 512, chunk).run()
+    assert 1 <= found.waste() < most
+    assert len(found.shapes) <= 10
+
+
+def test_loads_that_no_one_leaves_go_on_as_they_are():
+  found = _Device(np.full((8, _K), 64), 4, 64, 16).run()
+  assert found.waste() == 1
+  assert [index for index, *_ in found.turns] == [0, 1, 2, 3] * 2
+  assert found.shapes == {(1, 4, _K)}
+
+
+def test_without_tokens_to_decode_every_load_is_begun():
+  begun = []
+  refill.run(refill.fresh(6, 2, 3, 1), [], begin=begun.append, decode=None, move=None)
+  assert begun == [0, 1, 2]
+
+
+def test_responses_that_remain_share_their_prompt_where_that_costs_no_place():
+  rows = np.arange(32).reshape(1, 4, 8).copy()
+  rows[0, :, 3:] = refill.NOBODY  # 3 of 8 of each
+  found = refill.pack([rows], (1, 4, 8))
+  assert found.rows.shape == (1, 4, 4)  # 16 places hold 12
+  rows[0, 1:, 1:] = refill.NOBODY
+  found = refill.pack([rows], (1, 4, 8))  # 3 + 1 + 1 + 1
+  assert found.rows.shape == (1, 8, 1)
+  np.testing.assert_array_equal(np.sort(found.rows.ravel()),
+                                [-1, -1, 0, 1, 2, 8, 16, 24])
+
+
+class _Held:
+  """A handle that takes room as long as anyone has it."""
+
+  def __init__(self, places, width, held):
+    self.room, self.width = places * width, width
+    held.add(self)
+
+
+def test_parked_rows_take_no_more_room_than_one_load():
+  lengths, peaks = shapes.heavy_tailed(256, _K, 512).reshape(-1), []
+  loads, rooms = refill.fresh(256, _K, 32, 1), list(range(32, 513, 32))
+  held = weakref.WeakSet()
+
+  def look(running=None):
+    peaks.append(sum(one.room for one in held if one is not running))
+
+  def begin(load):
+    look()
+    return _Held(loads[load].size, rooms[0], held)
+
+  def decode(handle, rows, index):
+    look(handle)
+    done = (rows == refill.NOBODY) | (lengths[rows] <= rooms[index])
+    return _Held(rows.size, rooms[index], held), done
+
+  def move(handles, to):
+    return _Held(to.rows.size, handles[0].width, held)
+
+  refill.run(loads, rooms, begin=begin, decode=decode, move=move)
+  assert 0.5 < max(peaks) / (loads[0].size * 512) <= 1
