@@ -82,8 +82,7 @@ def build(config) -> Parts:
                    train_problems[:CHECKED]):  # or raise, now
     prompts.encode_text(problems, tokenizer, parts.sampling.prompt_buckets, processor)
   described = task.described()
-  if parts.step_level is not None:
-    step_level.check_task(task, train_problems[0])
+  batches.check_task(parts, task, train_problems[0])
   if (lists := batches.lists(config, parts, tokenizer)) is not None:
     described = described | {'lists': lists.described}
   return dataclasses.replace(parts, task=task, tokenizer=tokenizer,
