@@ -213,7 +213,8 @@ def _policy(config, weights: str, platform: str | None):
     found = models.POLICIES[name]
   found = dataclasses.replace(
     found, dtype=config.policy.dtype, param_dtype=config.policy.param_dtype,
-    remat=config.policy.remat, unroll=found.layers <= config.policy.unroll_layers,
+    cache_dtype=config.policy.cache_dtype, remat=config.policy.remat,
+    unroll=found.layers <= config.policy.unroll_layers,
     sequence_sharding=config.mesh.sequence_sharding, lora=_lora(config),
     vision=found.vision and dataclasses.replace(found.vision,
                                                 frozen=config.policy.vision.frozen))

@@ -32,7 +32,8 @@ def memory(s: roofline.Setting) -> dict[str, dict[str, float]]:
   rows = prompts * s.samples
   caches = [capacity for _, capacity in sampler.capacities(s.new_tokens, s.chunk)]
   held = sum(sorted(set(caches))[-2:])  # the old one and the new, while it grows
-  cache = roofline.kv_bytes(policy, rows * held + prompts * s.prompt_width)
+  cache = (roofline.cache_bytes(policy, rows * held)
+           + roofline.kv_bytes(policy, prompts * s.prompt_width))
   logits = 4.0 * rows * policy.vocab_size / s.tensor
   sizes['sample'] = {'kv_cache': cache / roofline.kv_parts(s), 'activations':
                      3 * logits + _one_layer(s) + _pictures(s, prompts)}

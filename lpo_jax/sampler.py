@@ -187,7 +187,7 @@ def begin(policy, prompt, prompt_mask, key, row_ids, choice, images=None, *, sha
   logits = jnp.broadcast_to(logits, (batch, samples, logits.shape[-1]))
   token, logprob = _choose(keys, jnp.int32(0), logits, choice, **statics)
 
-  cache = policies.Cache.empty(prompts, samples, capacity)
+  cache = policies.Cache.empty(prompts, samples, capacity, policy.config.cache_dtype)
   done = jnp.isin(token, choice.stop_tokens)
   first = jax.lax.broadcasted_iota(jnp.int32, shape, 2) == 0
   out = (jnp.where(first, token[..., None], pad_token),
