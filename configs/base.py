@@ -59,6 +59,7 @@ def get_config() -> ConfigDict:
   config.policy.prompt_style = 'auto'  # auto, plain or chat, see lpo_jax/tokenizer.py
   config.policy.dtype = 'float32'  # activations and matmuls
   config.policy.param_dtype = 'float32'  # weights; bfloat16: rounded stochastically
+  config.policy.cache_dtype = 'same'  # bfloat16 or int8: a smaller cache for sampling
   config.policy.unroll_layers = 8  # up to so many run unrolled: faster, more to compile
   config.policy.attention = 'auto'  # auto, xla, cudnn or pallas: of whole responses
   config.policy.remat = 'none'  # none, dots or full: what the backward pass recomputes

@@ -175,7 +175,7 @@ def _compile_all(parts: build.Parts, setting: roofline.Setting):
       images=_images(setting, *at_once, batch, True))
     if setting.patches:
       lowered['encode'] = lambda: sampler.encode.lower(
-        state.params, _images(setting, *at_once, batch, False))
+        state.params, _images(setting, prompts, batch, False))
     lowered['update'] = lambda: made.update.lower(state, groups)
     for name, lower in lowered.items():
       print(f'compiling {name} ...', file=sys.stderr, flush=True)

@@ -100,6 +100,20 @@ def training_problems(config, parts, step: int) -> list[Problem]:
   return [parts.train_problems[int(i)] for i in indices[:count]]
 
 
+def check_task(parts, task: tasks.base.Task, problem) -> None:
+  """Raise a ValueError unless the task says of a problem what the run asks it for."""
+  asked = []
+  if parts.warmstart is not None:
+    asked.append(('warmstart.steps', lambda: task.demonstration(problem)))
+  if parts.step_level is not None:
+    asked.append(('step_level.fraction', lambda: task.step_ends(problem, '')))
+  for field, ask in asked:
+    try:
+      ask()
+    except NotImplementedError as error:
+      raise ValueError(f'{field}: {error}') from error
+
+
 def warmstart_batch(config, parts, step: int) -> Rollouts:
   """Return the demonstrations of one warm-start step, from a stream of their own."""
   stream = int(jax.random.bits(jax.random.fold_in(jax.random.key(config.seed), 1)))

@@ -82,8 +82,7 @@ def build(config) -> Parts:
                    train_problems[:CHECKED]):  # or raise, now
     prompts.encode_text(problems, tokenizer, parts.sampling.prompt_buckets, processor)
   described = task.described()
-  if parts.step_level is not None:
-    step_level.check_task(task, train_problems[0])
+  batches.check_task(parts, task, train_problems[0])
   if (lists := batches.lists(config, parts, tokenizer)) is not None:
     described = described | {'lists': lists.described}
   return dataclasses.replace(parts, task=task, tokenizer=tokenizer,
@@ -214,7 +213,8 @@ def _policy(config, weights: str, platform: str | None):
     found = models.POLICIES[name]
   found = dataclasses.replace(
     found, dtype=config.policy.dtype, param_dtype=config.policy.param_dtype,
-    remat=config.policy.remat, unroll=found.layers <= config.policy.unroll_layers,
+    cache_dtype=config.policy.cache_dtype, remat=config.policy.remat,
+    unroll=found.layers <= config.policy.unroll_layers,
     sequence_sharding=config.mesh.sequence_sharding, lora=_lora(config),
     vision=found.vision and dataclasses.replace(found.vision,
                                                 frozen=config.policy.vision.frozen))

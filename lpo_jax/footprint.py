@@ -32,10 +32,11 @@ def memory(s: roofline.Setting) -> dict[str, dict[str, float]]:
   rows = prompts * s.samples
   caches = [capacity for _, capacity in sampler.capacities(s.new_tokens, s.chunk)]
   held = sum(sorted(set(caches))[-2:])  # the old one and the new, while it grows
-  tokens = rows * held + prompts * s.prompt_width
   if s.at_once < s.prompts:  # rows without their group, and as many that are parked
-    tokens = rows * (held + s.prompt_width) + rows * (s.new_tokens + s.prompt_width)
-  cache = roofline.kv_bytes(policy, tokens)
+    held, prompts = held + s.new_tokens, 2 * rows
+  cache = (roofline.cache_bytes(policy, rows * held)
+           + roofline.kv_bytes(policy, prompts * s.prompt_width))
+  prompts = s.prompts / s.shards
   logits = 4.0 * rows * policy.vocab_size / s.tensor
   sizes['sample'] = {'kv_cache': cache / roofline.kv_parts(s), 'activations':
                      3 * logits + _one_layer(s) + _pictures(s, prompts)}

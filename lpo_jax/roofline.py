@@ -15,7 +15,7 @@ from typing import NamedTuple
 from lpo_jax import hardware, sampler
 from lpo_jax.policy import PolicyConfig, blockwise
 
-BYTES = {'float32': 4, 'bfloat16': 2, 'float16': 2}
+BYTES = {'float32': 4, 'bfloat16': 2, 'float16': 2, 'int8': 1}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +137,15 @@ def kv_bytes(policy: PolicyConfig, tokens: int) -> float:
   return 2.0 * policy.layers * policy.kv_heads * policy.head_dim * tokens * size
 
 
+def cache_bytes(policy: PolicyConfig, tokens: int) -> float:
+  """Return the bytes of the slots that sampling holds of some response tokens."""
+  if policy.cache_dtype == 'same':
+    return kv_bytes(policy, tokens)
+  size = policy.head_dim * BYTES[policy.cache_dtype]
+  scale = BYTES['float32'] if policy.cache_dtype == 'int8' else 0
+  return 2.0 * policy.layers * policy.kv_heads * tokens * (size + scale)
+
+
 def encode(s: Setting, prompts: float | None = None) -> Work:
   """Return the work of encoding the images of some prompts, by default of all."""
   policy, prompts = s.policy, s.prompts if prompts is None else prompts
@@ -175,7 +184,8 @@ def decode(s: Setting) -> Work:
   for steps, capacity in sampler.capacities(s.new_tokens, s.chunk):
     blocks, attention = forward_flops(policy, rows, 1, capacity + s.prompt_width)
     flops = blocks + attention + logit_flops(policy, rows)
-    cache = kv_bytes(policy, rows * capacity + s.at_once * s.prompt_width)
+    cache = (cache_bytes(policy, rows * capacity)
+             + kv_bytes(policy, s.at_once * s.prompt_width))
     logits = 4.0 * rows / s.shards * policy.vocab_size / s.tensor
     moved = _weights(s) + cache / (s.shards * kv_parts(s)) + 3 * logits
     step = Work(flops / s.devices, moved, _gather(s), 2 * _reduce(s, rows / s.shards))

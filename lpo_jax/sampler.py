@@ -204,7 +204,7 @@ def begin(policy, prompt, prompt_mask, row_ids, limits, images, key, choice, out
   logits = jnp.broadcast_to(logits, (*keys.shape, logits.shape[-1]))
   token, logprob = choices.choose(keys, jnp.int32(0), logits, choice, **statics)
 
-  cache = policies.Cache.empty(prompts, samples, capacity)
+  cache = policies.Cache.empty(prompts, samples, capacity, policy.config.cache_dtype)
   limit = jnp.broadcast_to(jnp.minimum(limits, width).reshape(len(limits), -1),
                            token.shape)
   done = jnp.isin(token, choice.stop_tokens) | (limit <= 1)

@@ -65,14 +65,6 @@ def plan(fraction: float, prefix: int, prompts: int, width: int, at_once: int = 
   return StepLevel(local, prefix or max(width // 2, 1))
 
 
-def check_task(task: tasks.base.Task, problem: Problem) -> None:
-  """Raise a ValueError unless the task says where steps end."""
-  try:
-    task.step_ends(problem, '')
-  except NotImplementedError as error:
-    raise ValueError(f'step_level.fraction: {error}') from error
-
-
 def widened(config: rollout.SamplingConfig, level: StepLevel) -> rollout.SamplingConfig:
   """Return how continuations are drawn: prompts may be longer by a prefix."""
   return dataclasses.replace(config, prompt_buckets=tuple(

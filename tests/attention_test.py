@@ -38,7 +38,7 @@ def _repeat(part):
 
 def _one_softmax(queries, parts, xp=jnp):
   """Return attention over the parts' keys laid end to end."""
-  keys, values, mask = zip(*map(_repeat, parts), strict=True)
+  keys, values, mask = zip(*(_repeat(part)[:3] for part in parts), strict=True)
   keys, values = xp.concatenate(keys, axis=4), xp.concatenate(values, axis=3)
   mask = xp.concatenate([xp.broadcast_to(m, (_B, _K, _N, m.shape[-1])) for m in mask],
                         axis=3)
@@ -101,7 +101,7 @@ def test_shared_part_equals_its_repetition():
 def test_order_of_keys_and_of_parts_does_not_matter():
   queries, parts = _queries(2, 2), (_part(0, 2, 5, shared=True), _part(3, 2, 4))
   order = np.array([3, 0, 2, 1])
-  keys, values, mask = parts[1]
+  keys, values, mask = parts[1][:3]
   permuted = attention.Part(keys[..., order], values[..., order, :],
                             mask[..., order])
   np.testing.assert_allclose(_attend(queries, parts),
@@ -127,3 +127,14 @@ def test_result_has_the_dtype_of_the_queries():
   assert low.dtype == jnp.bfloat16
   np.testing.assert_allclose(np.asarray(low, np.float32),
                              _attend(_queries(1, 2), (part,)), atol=0.05)
+
+
+def test_slots_that_count_in_scales_are_those_spread_out():
+  queries, shared, own = _queries(2, 3), _part(0, 2, 5, shared=True), _part(3, 2, 4)
+  scales = [np.abs(_normal(5 + i, _B, _K, 2, *shape)) for i, shape in
+            enumerate(((1, 4), (4, 1)))]
+  keys, values = (np.round(9 * x).astype(np.int8) for x in own[:2])
+  wide = attention.Part(keys * scales[0], values * scales[1], own.mask)
+  np.testing.assert_allclose(
+    _attend(queries, (shared, attention.Part(keys, values, own.mask, *scales))),
+    _attend(queries, (shared, wide)), rtol=1e-5, atol=1e-5)

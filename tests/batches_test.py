@@ -2,7 +2,9 @@
 
 import json
 import pathlib
+import re
 import shutil
+import types
 
 import jax
 import numpy as np
@@ -17,10 +19,12 @@ from lpo_jax import (
   phases,
   programs,
   rollout,
+  tasks,
   train,
 )
 from lpo_jax import metrics as metrics_lib
 from lpo_jax.tasks import countdown as countdown_task
+from lpo_jax.types import Problem
 from tests import origin_test
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -222,3 +226,15 @@ def test_a_run_with_local_groups_goes_on_with_the_same_numbers(tmp_path, monkeyp
   cut_back(tmp_path / 'run', 1)
   assert run(config, tmp_path / 'run') == rows
   monkeypatch.undo()
+
+
+@pytest.mark.parametrize(('part', 'words'), [
+  ('warmstart', "warmstart.steps: task 'other' has no demonstrations"),
+  ('step_level', "step_level.fraction: task 'other' has no steps")])
+def test_a_task_is_refused_that_does_not_say_what_the_run_asks(part, words):
+  asked = {name: name == part or None for name in ('warmstart', 'step_level')}
+  parts, task = types.SimpleNamespace(**asked), countdown_task.Countdown(train_size=8)
+  batches.check_task(parts, task, task.problems('train')[0])
+  other = type('Other', (tasks.base.Task,), {'name': 'other'})()
+  with pytest.raises(ValueError, match=re.escape(words)):
+    batches.check_task(parts, other, Problem('prompt', 'answer', 'id'))

@@ -10,8 +10,10 @@ import pytest
 
 from lpo_jax import evaluate, rollout, sampler, sharding, tasks
 from lpo_jax.types import Problem, Rollouts
+from tests import tiny
 
 _WIDTH, _STOP, _SAMPLES = 5, 9, 6
+_TOKENIZER = tiny.Tokenizer(_STOP)
 
 
 @pytest.mark.parametrize('right', range(7))
@@ -54,16 +56,6 @@ def test_majority_is_right_when_the_most_frequent_answer_is(answers, right, expe
 def _tokens(key, row_id, samples):
   seed = [*np.asarray(jax.random.key_data(key)).tolist(), int(row_id)]
   return np.random.default_rng(seed).integers(1, 4, size=(samples, _WIDTH - 1))
-
-
-class _Tokenizer:
-  pad_id, stop_tokens = 0, (_STOP,)
-
-  def encode(self, prompt):
-    return [1] * len(prompt)
-
-  def decode(self, ids):
-    return ' '.join(map(str, ids))
 
 
 class _Task(tasks.base.Task):
@@ -112,7 +104,7 @@ def _evaluate(batch, problems=_PROBLEMS, own=None, records=None, **choices):
   sampling = rollout.SamplingConfig(samples_per_prompt=4, max_new_tokens=_WIDTH,
                                     prompt_buckets=(8,))
   return evaluate.evaluate(
-    None, 'fake', tasks.base.EvalSet(problems, own), _Task(), _Tokenizer(), _KEY,
+    None, 'fake', tasks.base.EvalSet(problems, own), _Task(), _TOKENIZER, _KEY,
     sampling, evaluate.EvalConfig(**choices), sharding.make_mesh((1, 1, 1)), records)
 
 
@@ -197,7 +189,7 @@ def test_sets_of_other_n_meet_in_the_average(rounds):
   sampling = rollout.SamplingConfig(samples_per_prompt=4, max_new_tokens=_WIDTH,
                                     prompt_buckets=(8,))
   found = evaluate.evaluate_sets(
-    None, sets, _Task(), _Tokenizer(), _KEY, sampling, evaluate.EvalConfig(4, 6),
+    None, sets, _Task(), _TOKENIZER, _KEY, sampling, evaluate.EvalConfig(4, 6),
     sharding.make_mesh((1, 1, 1)))
   mean = found['average']
   for score in ('mean', 'pass', 'maj'):

@@ -32,21 +32,24 @@ def whole(layer, x=None):
                mixing.whole(config, jnp.ones((1, 1, WIDTH), bool)))
 
 
-def test_token_by_token_is_the_whole_sequence(layer):
+@pytest.mark.parametrize(('dtype', 'error'), [
+  ('same', 1e-5), ('bfloat16', 0.02), ('int8', 0.03)])
+def test_token_by_token_is_the_whole_sequence(layer, dtype, error):
   config, block = layer
   expected, (keys, values) = whole(layer)
   hidden = jnp.zeros((1, 1, 1, 1), bool)  # a prompt that nobody sees
   empty = jnp.zeros((2, config.kv_heads, 1, config.head_dim))
   prompt = attention.Part(empty, empty, hidden)
-  cache = kv.Slots(jnp.zeros((2, 1, config.kv_heads, config.head_dim, WIDTH)),
-                   jnp.zeros((2, 1, config.kv_heads, WIDTH, config.head_dim)))
+  cache = kv.Cache.empty(kv.Prompt((empty, empty), None, None), 1, WIDTH, dtype).layers
   for i in range(WIDTH):
     seen = (jnp.arange(WIDTH) <= i)[None, None, None]
     found, cache = block(stream()[:, :, i:i + 1], rope(config, i, i + 1),
                          mixing.cached(prompt, cache, seen, i))
-    np.testing.assert_allclose(found, expected[:, :, i:i + 1], atol=1e-5)
-  np.testing.assert_allclose(jnp.swapaxes(cache.keys, 3, 4), keys, atol=1e-5)
-  np.testing.assert_allclose(cache.values, values, atol=1e-5)
+    np.testing.assert_allclose(found, expected[:, :, i:i + 1], atol=error)
+  scales = (1.0, 1.0) if dtype != 'int8' else cache[2:]
+  np.testing.assert_allclose(jnp.swapaxes(cache.keys * scales[0], 3, 4), keys,
+                             atol=error)
+  np.testing.assert_allclose(cache.values * scales[1], values, atol=error)
 
 
 def test_behind_a_shared_beginning_every_end_is_the_same(layer):

@@ -6,18 +6,9 @@ import pytest
 
 from lpo_jax import outcomes, rollout, sampler, sharding, tasks
 from lpo_jax.types import Problem, Rollouts
+from tests import tiny
 
 _STOP = 9
-
-
-class _Tokenizer:
-  pad_id, stop_tokens = 0, (_STOP,)
-
-  def encode(self, prompt):
-    return [1] * len(prompt)
-
-  def decode(self, ids):
-    return ' '.join(map(str, ids))
 
 
 class _Task(tasks.base.Task):
@@ -57,7 +48,7 @@ def test_an_outcome_holds_each_response_in_order(with_texts, asked):
   problems[1] = Problem('y', '7', 'other')
   sampling = rollout.SamplingConfig(samples_per_prompt=4, max_new_tokens=3,
                                     prompt_buckets=(8,))
-  judged = outcomes.ask(None, problems, 10, 3, 6, _Task(), _Tokenizer(),
+  judged = outcomes.ask(None, problems, 10, 3, 6, _Task(), tiny.Tokenizer(_STOP),
                         jax.random.key(0), sampling, sharding.make_mesh((1, 1, 1)),
                         with_texts)
   assert asked == [[10, 11, 12]] * 2  # the batch is filled up; its rows keep names

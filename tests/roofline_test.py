@@ -153,3 +153,13 @@ def test_encoding_counts_what_xla_counts(rows, patches):
   counted = _counted(lambda tower, x, grid: tower(x, grid, jnp.float32),
                      tiny.shapes(configs[0]).vision, x, grid)
   assert counted == pytest.approx(max(found), rel=0.1)
+
+
+@pytest.mark.parametrize('dtype', ['same', 'bfloat16', 'int8'])
+def test_slots_are_as_many_bytes_as_they_are_said_to_be(dtype):
+  policy = dataclasses.replace(_ONE.policy, cache_dtype=dtype)
+  shape = (policy.layers, 3, policy.kv_heads, 5, policy.head_dim)  # 3 prompts of 5
+  prompt = policies.Prompt((jnp.zeros(shape, policy.dtype),) * 2, None, None)
+  cache = policies.Cache.empty(prompt, 4, 7, dtype)  # 4 responses, 7 slots
+  found = sum(x.nbytes for x in jax.tree.leaves(cache.layers))
+  assert roofline.cache_bytes(policy, 3 * 4 * 7) == found

@@ -57,6 +57,16 @@ def test_logprobs_equal_teacher_forced_ones(temperature):
   np.testing.assert_allclose(batch.logprobs, _picked(rows, batch), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize('dtype', ['bfloat16', 'int8'])
+def test_a_narrow_cache_moves_logprobs_by_little(dtype):
+  narrow = tiny.policy(cache_dtype=dtype)
+  batch = _sample(policy=narrow)
+  rows = tiny.teacher_forced(narrow, batch)
+  gap = np.abs(batch.logprobs - _picked(rows, batch))[batch.response_mask]
+  assert 1e-6 < gap.max() < 0.05  # it is used, and it is near
+  np.testing.assert_allclose(rows, tiny.teacher_forced(tiny.policy(), batch), atol=0)
+
+
 @pytest.mark.parametrize('settings', [
   dict(), dict(stop_tokens=()), dict(temperature=0.0),
   dict(samples_per_prompt=1), dict(temperature=0.0, max_new_tokens=1)], ids=str)

@@ -138,13 +138,6 @@ def test_the_default_is_no_local_group():
   assert wide.prompt_buckets == (13, 21)
 
 
-def test_a_task_without_steps_is_refused(words):
-  problem = _written([[_NONE]], words)[0][0]
-  step_level.check_task(tasks.get('countdown'), problem)
-  task = type('Other', (tasks.base.Task,), {'name': 'other'})()
-  with pytest.raises(ValueError, match="task 'other' has no steps: set step_level.fra"):
-    step_level.check_task(task, problem)
-
 
 # Continuations.
 

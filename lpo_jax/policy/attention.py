@@ -6,7 +6,8 @@ The K responses of a group share one prompt. So a query attends to separate part
 and the parts are merged by their log-sum-exp: with scores z_j of part j,
   out = sum_j exp(z_j - m) v_j / sum_j sum exp(z_j - m),   m = max over all parts.
 The prompt's product is one [K G N, d] x [d, P] matrix multiplication per key head.
-Scores and weights are float32; the result has the dtype of the queries.
+Scores and weights are float32; the result has the dtype of the queries. Numbers of a
+narrower cache are scaled after the products, one factor a slot, never spread out.
 """
 
 import functools
@@ -26,6 +27,8 @@ class Part(NamedTuple):
   keys: Array  # [B, Hkv, P, d] shared by the responses, or [B, K, Hkv, d, S]
   values: Array  # the same, or [B, K, Hkv, S, d]
   mask: Array  # bool, broadcastable to [B, K, N, P] or [B, K, N, S]
+  key_scale: Array | None = None  # f32[B, K, Hkv, 1, S] of int8 keys, see `kv.Slots`
+  value_scale: Array | None = None  # f32[B, K, Hkv, S, 1]
 
 
 def attend(queries: Array, parts: tuple[Part, ...]) -> Array:
@@ -49,7 +52,7 @@ def attend(queries: Array, parts: tuple[Part, ...]) -> Array:
   for score, part in zip(scores, parts, strict=True):
     weights = jnp.exp(score - _own_order(peak, part)[..., None])
     total += _own_order(jnp.sum(weights, axis=-1), part)
-    mixed += _own_order(_mix(weights.astype(queries.dtype), part), part)
+    mixed += _own_order(_mix(weights, part, queries.dtype), part)
   out = mixed / total[..., None].astype(mixed.dtype)  # [B, K, Hkv, N, G, d]
   return jnp.swapaxes(out, 2, 3).astype(queries.dtype)
 
@@ -66,12 +69,18 @@ def _scores(queries: Array, part: Part) -> Array:
   the scores: [B, Hkv, K, N, G, P] of a shared part, [B, K, Hkv, N, G, S] of the own.
   """
   spec = 'bknhgd,bhsd->bhkngs' if part.keys.ndim == 4 else 'bknhgd,bkhds->bkhngs'
-  scores = jnp.einsum(spec, queries, part.keys, preferred_element_type=jnp.float32)
+  scores = jnp.einsum(spec, queries, part.keys.astype(queries.dtype),
+                      preferred_element_type=jnp.float32)
+  if part.key_scale is not None:
+    scores *= part.key_scale[:, :, :, :, None]
   mask = part.mask[:, :, None, :, None, :]
   return jnp.where(_own_order(mask, part), scores, _MASKED)
 
 
-def _mix(weights: Array, part: Part) -> Array:
+def _mix(weights: Array, part: Part, dtype) -> Array:
   """Return the weighted sums of a part's values, in the order of its weights."""
+  if part.value_scale is not None:
+    weights *= jnp.swapaxes(part.value_scale, -1, -2)[:, :, :, :, None]
   spec = 'bhkngs,bhsd->bhkngd' if part.values.ndim == 4 else 'bkhngs,bkhsd->bkhngd'
-  return jnp.einsum(spec, weights, part.values, preferred_element_type=jnp.float32)
+  return jnp.einsum(spec, weights.astype(dtype), part.values.astype(dtype),
+                    preferred_element_type=jnp.float32)

@@ -18,6 +18,7 @@ from lpo_jax.policy.vision_config import VisionConfig
 DTYPES = ('float32', 'bfloat16', 'float16')
 ATTENTION = ('xla', 'cudnn', 'pallas')
 REMAT = ('none', 'dots', 'full')
+CACHE_DTYPES = ('same', 'bfloat16', 'int8')
 MATRICES = ('query', 'key', 'value', 'out', 'gate', 'up', 'down')  # of a block
 
 
@@ -85,6 +86,7 @@ class PolicyConfig:
   sliding_window: int | None = None  # keys a query sees, itself included
   dtype: str = 'float32'  # of activations and matmuls
   param_dtype: str = 'float32'
+  cache_dtype: str = 'same'  # of responses' keys and values while sampling
   attention: str = 'xla'  # of whole responses: see lpo_jax/policy/flash.py
   remat: str = 'none'  # what the backward pass recomputes per block
   unroll: bool = False  # layers one after the other, not a scan: see `Policy.unstack`
@@ -116,7 +118,8 @@ class PolicyConfig:
         'itself, or None for no window'
       )
     for field, choices in (('dtype', DTYPES), ('param_dtype', DTYPES),
-                           ('remat', REMAT), ('attention', ATTENTION)):
+                           ('remat', REMAT), ('attention', ATTENTION),
+                           ('cache_dtype', CACHE_DTYPES)):
       if getattr(self, field) not in choices:
         raise ValueError(
           f'policy.{field}={getattr(self, field)!r}: choose one of {", ".join(choices)}'

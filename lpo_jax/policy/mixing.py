@@ -11,7 +11,6 @@ to the mixed values [*rows, Hkv, G, d] and to what the pass keeps of the layer:
   cached    rows [B, K, N]      after a prompt and a cache; keeps the grown cache
 """
 
-import jax
 import jax.numpy as jnp
 
 from lpo_jax.policy import attention, blockwise, flash, kv
@@ -72,11 +71,11 @@ def cached(prompt: attention.Part, cache: kv.Slots, mask: Array, length: Array):
     length: i32[], filled slots.
   """
   def attend(queries, keys, values):
-    new = kv.Slots(jnp.moveaxis(keys, 2, 4), _by_head(values))
-    slots = kv.Slots(*(  # written before it is read, so that it is not copied
-      jax.lax.dynamic_update_slice_in_dim(old, x.astype(old.dtype), length, axis)
-      for old, x, axis in zip(cache, new, (4, 3), strict=True)))
-    return attention.attend(queries, (prompt, attention.Part(*slots, mask))), slots
+    # Written before it is read, so that it is not copied.
+    slots = cache.written(jnp.moveaxis(keys, 2, 4), _by_head(values), length)
+    own = attention.Part(slots.keys, slots.values, mask, slots.key_scale,
+                         slots.value_scale)
+    return attention.attend(queries, (prompt, own)), slots
 
   return attend
 

@@ -93,8 +93,8 @@ class Task(Protocol):
       NotImplementedError: the task has none.
     """
     raise NotImplementedError(
-      f'task {self.name!r} has no demonstrations: start from a pretrained policy, '
-      'without warm start')
+      f'task {self.name!r} has no demonstrations: start from a pretrained policy and '
+      'set warmstart.steps=0')
 
   def step_ends(self, problem: Problem, response_text: str) -> Sequence[int]:
     """Return where written steps end: characters of the text before each place.

@@ -60,6 +60,19 @@ def observe(folder: str) -> dict[str, np.ndarray]:
   return found
 
 
+def keep(found: dict, path: pathlib.Path, argv: list[str]) -> int:
+  """Write what was found, or with --check compare it with the file; return the rc."""
+  if '--check' in argv:
+    with np.load(path) as recorded:
+      worst = max(np.abs(found[name] - recorded[name]).max() for name in found)
+      assert set(recorded) == set(found)
+    print(f'largest difference {worst:.1e}')
+    return int(worst > 1e-5)
+  np.savez_compressed(path, **found)
+  print(f'{path}: {len(found)} arrays, {path.stat().st_size} bytes')
+  return 0
+
+
 def main(argv: list[str]) -> int:
   """Record every family, or compare with the recordings."""
   found = {}
@@ -67,15 +80,7 @@ def main(argv: list[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
       checkpoints.write(folder, checkpoints.config(family))
       found |= {f'{family}/{name}': value for name, value in observe(folder).items()}
-  if '--check' in argv:
-    with np.load(RECORDINGS) as recorded:
-      worst = max(np.abs(found[name] - recorded[name]).max() for name in found)
-      assert set(recorded) == set(found)
-    print(f'largest difference {worst:.1e}')
-    return int(worst > 1e-5)
-  np.savez_compressed(RECORDINGS, **found)
-  print(f'{RECORDINGS}: {len(found)} arrays, {RECORDINGS.stat().st_size} bytes')
-  return 0
+  return keep(found, RECORDINGS, argv)
 
 
 if __name__ == '__main__':

@@ -13,7 +13,7 @@ import tempfile
 
 import numpy as np
 
-from tests.parity import checkpoints, images
+from tests.parity import checkpoints, images, record
 
 RECORDINGS = pathlib.Path(__file__).parent / 'images.npz'
 
@@ -94,15 +94,7 @@ def main(argv: list[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
       images.write(folder, family)
       found |= {f'{family}/{name}': value for name, value in observe(folder).items()}
-  if '--check' in argv:
-    with np.load(RECORDINGS) as recorded:
-      worst = max(np.abs(found[name] - recorded[name]).max() for name in found)
-      assert set(recorded) == set(found)
-    print(f'largest difference {worst:.1e}')
-    return int(worst > 1e-5)
-  np.savez_compressed(RECORDINGS, **found)
-  print(f'{RECORDINGS}: {len(found)} arrays, {RECORDINGS.stat().st_size} bytes')
-  return 0
+  return record.keep(found, RECORDINGS, argv)
 
 
 if __name__ == '__main__':
