@@ -48,7 +48,7 @@ def config_of(policy: str, machine: str, task: str, at_once: int = 0, rank: int 
   config, (shape, device, _) = base.get_config(), meshes.MESHES[machine]
   batch, width, tokens = TASKS[task]
   config.prompts_per_step = batch
-  config.sampling.prompts_at_once = at_once
+  config.sampling.prompts_at_once, config.sampling.parked = at_once, 0.0
   config.micro_prompts = shape[0] * shape[1]
   config.policy.update(name=policy, dtype='bfloat16', remat='full',
                        attention='pallas' if device.startswith('TPU') else 'cudnn')

@@ -172,6 +172,7 @@ def _compile_all(parts: build.Parts, setting: roofline.Setting):
       batch(at_once), parts.mesh,
       samples_per_prompt=samples, max_new_tokens=new, chunk=setting.chunk,
       unroll=parts.sampling.unroll, prompts=prompts,
+      apart=setting.parked > 0,
       images=_images(setting, *at_once, batch, True))
     if setting.patches:
       lowered['encode'] = lambda: sampler.encode.lower(
@@ -184,7 +185,8 @@ def _compile_all(parts: build.Parts, setting: roofline.Setting):
   held = {'params': _bytes(state.params), 'optimizer': _bytes(state.opt_state),
           'tower': _bytes(tower),
           'prompt_kv': _bytes(prompt_kv), 'cache': _bytes(cache)}
-  held['parked'] = (setting.at_once < prompts) * (held['prompt_kv'] + held['cache'])
+  waiting = setting.parked * (setting.at_once < prompts)
+  held['parked'] = waiting * (held['prompt_kv'] + held['cache'])
   rooms = sorted({room for _, room in sampler.capacities(new, setting.chunk)})[-2:]
   held['before_growing'] = held['cache'] * rooms[0] / new if len(rooms) > 1 else 0.0
   return found, held

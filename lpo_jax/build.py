@@ -159,7 +159,7 @@ def setting(parts: Parts, prompts: int) -> roofline.Setting:
   begun = parts.step_level.prefix if parts.step_level else 0
   return roofline.Setting(
     policy=parts.policy_config, prompts=prompts, samples=sampling.samples_per_prompt,
-    prompts_at_once=sampling.prompts_at_once,
+    prompts_at_once=sampling.prompts_at_once, parked=sampling.parked,
     prompt_width=max(sampling.prompt_buckets) + begun,
     new_tokens=sampling.max_new_tokens, chunk=sampling.chunk,
     micro_prompts=cut.micro_prompts, micro_responses=cut.micro_responses,
@@ -289,7 +289,7 @@ def _sampling(config, temperature: float,
     samples_per_prompt=config.samples_per_prompt, temperature=temperature,
     max_new_tokens=config.sampling.max_new_tokens, top_k=config.sampling.top_k,
     top_p=config.sampling.top_p, chunk=config.sampling.chunk,
-    prompts_at_once=config.sampling.prompts_at_once,
+    prompts_at_once=config.sampling.prompts_at_once, parked=config.sampling.parked,
     prompt_buckets=tuple(config.sampling.prompt_buckets),
     unroll=config.sampling.unroll, processor=processor)
 

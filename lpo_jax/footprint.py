@@ -32,8 +32,8 @@ def memory(s: roofline.Setting) -> dict[str, dict[str, float]]:
   rows = prompts * s.samples
   caches = [capacity for _, capacity in sampler.capacities(s.new_tokens, s.chunk)]
   held = sum(sorted(set(caches))[-2:])  # the old one and the new, while it grows
-  if s.at_once < s.prompts:  # rows without their group, and as many that are parked
-    held, prompts = held + s.new_tokens, 2 * rows
+  if s.at_once < s.prompts and s.parked:  # rows come together without their groups
+    held, prompts = held + s.parked * s.new_tokens, (1 + s.parked) * rows
   cache = (roofline.cache_bytes(policy, rows * held)
            + roofline.kv_bytes(policy, prompts * s.prompt_width))
   prompts = s.prompts / s.shards

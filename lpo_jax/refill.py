@@ -38,16 +38,16 @@ def fresh(prompts: int, samples: int, loads: int, shards: int) -> list[np.ndarra
   return [rows[:, load].reshape(shards, -1, samples) for load in range(loads)]
 
 
-def run(loads: list[np.ndarray], rooms: list[int], *, begin: Callable,
+def run(loads: list[np.ndarray], rooms: list[int], most: float, *, begin: Callable,
         decode: Callable, move: Callable) -> None:
   """Decode every row to its end.
-
-  Parked places take at most as much room together as a load in its last chunk: where
-  fresh prompts could park more than that, the highest level goes on before them.
 
   Args:
     loads: rows of each load of new prompts, i[S, b, K], all of one shape.
     rooms: room that a place takes during each chunk.
+    most: room for parked places, as a share of what a load takes in its last chunk:
+      where fresh prompts could park more, the highest level goes on before them, and
+      may park a little more on its way. 0: a load ends before the next begins.
     begin: load number -> handle of its rows.
     decode: (handle, rows, chunk number) -> handle, and done bool[S, b, k]; the last
       chunk leaves nobody.
@@ -55,10 +55,10 @@ def run(loads: list[np.ndarray], rooms: list[int], *, begin: Callable,
   """
   whole, waiting = loads[0].shape, list(range(len(loads)))
   parked = {}  # level -> handle and rows
-  least, most = (loads[0].size * (rooms[i] if rooms else 0) for i in (0, -1))
+  least, longest = (loads[0].size * (rooms[i] if rooms else 0) for i in (0, -1))
   while waiting or parked:
     held = sum(rows.size * rooms[level - 1] for level, (_, rows) in parked.items())
-    if waiting and held + least <= most:
+    if waiting and (not parked or held + least <= most * longest):
       level, number = 0, waiting.pop(0)
       running = begin(number), loads[number]
     else:

@@ -34,6 +34,7 @@ class SamplingConfig:
   top_p: float = 1.0
   chunk: int = 128
   prompts_at_once: int = 0  # whose responses are decoded at once; 0 for all
+  parked: float = 1.0  # room for rows that wait for others, in loads of full length
   prompt_buckets: tuple[int, ...] = (64, 128, 256, 512, 1024)
   unroll: bool = True
   processor: images.Processor | None = None  # None: the policy reads text only
@@ -77,8 +78,8 @@ def sample(policy: policies.Policy, prompt: np.ndarray, prompt_mask: np.ndarray,
     samples_per_prompt=config.samples_per_prompt, max_new_tokens=config.max_new_tokens,
     temperature=config.temperature, stop_tokens=tokenizer.stop_tokens,
     top_k=config.top_k, top_p=config.top_p, pad_token=tokenizer.pad_id,
-    chunk=config.chunk, prompts_at_once=config.prompts_at_once, unroll=config.unroll,
-    images=images, **more)
+    chunk=config.chunk, prompts_at_once=config.prompts_at_once, parked=config.parked,
+    unroll=config.unroll, images=images, **more)
 
 
 def decode(rollouts: Rollouts, tokenizer: tokenizers.Tokenizer,

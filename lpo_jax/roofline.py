@@ -39,6 +39,7 @@ class Setting:
   fsdp: int
   tensor: int
   prompts_at_once: int = 0  # of B, decoded at once; 0: all
+  parked: float = 0.0  # room for rows that wait, in loads; see `sampler.sample`
   patches: int = 0  # M, of a prompt's images
 
   @property

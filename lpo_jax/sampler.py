@@ -30,6 +30,7 @@ def sample(policy: policies.Policy, prompt: Array, prompt_mask: Array, key: Arra
            samples_per_prompt: int, max_new_tokens: int, temperature: float = 1.0,
            stop_tokens: tuple[int, ...] = (), top_k: int = 0, top_p: float = 1.0,
            pad_token: int = 0, chunk: int = 128, prompts_at_once: int = 0,
+           parked: float = 1.0,
            row_ids: Array | None = None, limits: Array | None = None,
            unroll: bool = True, images: Images | None = None,
            finished: Callable = lambda prompts, response, mask: None) -> Rollouts:
@@ -49,7 +50,9 @@ def sample(policy: policies.Policy, prompt: Array, prompt_mask: Array, key: Arra
     pad_token: fills responses after their end.
     chunk: tokens between two levels, where finished rows leave.
     prompts_at_once: prompts whose responses are a load, decoded at once; divides B; 0
-      for all. Rows that wait take as much room again, see `refill.run`.
+      for all.
+    parked: room for rows that wait for others, in loads of full length; 0: the next
+      prompts begin when the ones before have all their responses.
     row_ids: i32[B] names of the rows' random streams; default 0..B-1.
     limits: i32[B] or [B, K], tokens that responses may have, from 1; default N.
     unroll: run layers unrolled (faster, a second copy of the weights) or scanned.
@@ -67,7 +70,7 @@ def sample(policy: policies.Policy, prompt: Array, prompt_mask: Array, key: Arra
     ValueError: if a size or a setting is out of range.
   """
   _check(prompt, samples_per_prompt, max_new_tokens, temperature, top_k, top_p, chunk,
-         prompts_at_once)
+         prompts_at_once, parked)
   if row_ids is None:
     row_ids = np.arange(prompt.shape[0], dtype=np.int32)
   if limits is None:
@@ -82,7 +85,8 @@ def sample(policy: policies.Policy, prompt: Array, prompt_mask: Array, key: Arra
   choice, settings = choices.settings(temperature, stop_tokens, top_k, top_p)
   settings |= dict(pad_token=pad_token, unroll=unroll)
   return Rollouts(prompt, prompt_mask, *_responses(
-    policy, prompt, parts, key, choice, shape, chunk, settings, finished), images)
+    policy, prompt, parts, key, choice, shape, chunk, parked, settings, finished),
+                  images)
 
 
 def places(rows: np.ndarray, samples: int, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -97,7 +101,8 @@ def places(rows: np.ndarray, samples: int, size: int) -> tuple[np.ndarray, np.nd
   return np.divmod(rows.reshape(-1, rows.shape[-1]), np.int32(samples))
 
 
-def _responses(policy, prompt, parts, key, choice, shape, chunk, settings, finished):
+def _responses(policy, prompt, parts, key, choice, shape, chunk, parked, settings,
+               finished):
   """Return response, mask and log-probabilities [B, K, N].
 
   Args:
@@ -108,8 +113,9 @@ def _responses(policy, prompt, parts, key, choice, shape, chunk, settings, finis
     choice: how tokens are chosen.
     shape: (B, K, N).
     chunk: tokens between two levels.
+    parked: see `sample`, as for `finished`.
     settings: what the programs are compiled for.
-    finished: see `sample`.
+    finished: callback.
   """
   size, samples, width = shape
   loads = refill.fresh(size, samples, len(parts), sharding.batch_shards())
@@ -141,8 +147,8 @@ def _responses(policy, prompt, parts, key, choice, shape, chunk, settings, finis
       finished(np.array([i for i in np.unique(ended) if not left[i]], int), *out[:2])
     return rows, done
 
-  refill.run(loads, [prompt.shape[1] + room for _, room in chunks], begin=first,
-             decode=further, move=compaction.move)
+  refill.run(loads, [prompt.shape[1] + room for _, room in chunks], parked,
+             begin=first, decode=further, move=compaction.move)
   return out
 
 
@@ -257,7 +263,7 @@ def decode(policy, rows, out, places, choice, *, steps, pad_token, unroll, **sta
 
 
 def _check(prompt, samples_per_prompt, max_new_tokens, temperature, top_k, top_p,
-           chunk, prompts_at_once):
+           chunk, prompts_at_once, parked):
   """Raise a ValueError that names the first setting out of range."""
   if prompt.ndim != 2 or 0 in prompt.shape:
     raise ValueError(f'prompt has shape {prompt.shape}: give tokens [B, P], P >= 1')
@@ -268,6 +274,8 @@ def _check(prompt, samples_per_prompt, max_new_tokens, temperature, top_k, top_p
   if prompts_at_once and (prompts_at_once < 0 or prompt.shape[0] % prompts_at_once):
     raise ValueError(f'prompts_at_once={prompts_at_once} does not divide the '
                      f'{prompt.shape[0]} prompts')
+  if parked < 0:
+    raise ValueError(f'parked={parked}: must be at least 0')
   if temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
     raise ValueError(f'temperature={temperature}, top_k={top_k}, top_p={top_p}: need '
                      'temperature >= 0, top_k >= 0 and 0 < top_p <= 1')

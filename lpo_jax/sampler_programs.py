@@ -17,10 +17,8 @@ from lpo_jax.types import Images
 
 def largest(policy, prompt, prompt_mask, row_ids, mesh, *, samples_per_prompt: int,
             max_new_tokens: int, chunk: int, unroll: bool,
-            prompts: int = 0, images: Images | None = None):
+            prompts: int = 0, apart: bool = False, images: Images | None = None):
   """Return the programs of `sample` at their largest, to be compiled ahead of time.
-
-  Below B prompts at once, each response that decodes has its own copy of its prompt.
 
   Args:
     policy: shapes, dtypes and placements (jax.ShapeDtypeStruct) instead of arrays.
@@ -33,6 +31,7 @@ def largest(policy, prompt, prompt_mask, row_ids, mesh, *, samples_per_prompt: i
     chunk: tokens between two levels.
     unroll: see `sample`.
     prompts: B; 0 if these are all.
+    apart: responses wait for others, and then each has its own copy of its prompt.
     images: likewise shapes.
 
   Returns:
@@ -62,7 +61,7 @@ def largest(policy, prompt, prompt_mask, row_ids, mesh, *, samples_per_prompt: i
 
   rows, _ = jax.eval_shape(functools.partial(
     sampler.begin, capacity=max_new_tokens, **settings), *given)
-  if shape[0] > at_once:
+  if apart and shape[0] > at_once:
     load = load.reshape(1, -1, 1)
     apart = refill.Move(*np.zeros((2, *load.shape[:2]), np.int32), 0 * load, load)
     rows = jax.eval_shape(lambda rows: compaction.move([rows], apart), rows)

@@ -56,11 +56,12 @@ def test_a_frozen_tower_has_no_moments_and_leaves_only_vectors(shape):
 
 
 def test_prompts_decoded_in_turn_hold_less():
-  whole, turns = (footprint.memory(_changed(prompts_at_once=n))['sample']['kv_cache']
-                  for n in (0, 1))
+  whole, turns, parked = (
+    footprint.memory(_changed(prompts_at_once=n, parked=share))['sample']['kv_cache']
+    for n, share in ((0, 1), (1, 0), (1, 0.5)))
+  assert turns == pytest.approx(whole / 4)
   s = roofline_test._ONE
   row = roofline.kv_bytes(s.policy, s.new_tokens + s.prompt_width)
-  # Rows come together with a prompt each, and as many as are decoded are parked.
+  # Rows come together with a prompt each, and half as many as are decoded wait.
   shared = roofline.kv_bytes(s.policy, (s.samples - 1) * s.prompt_width)
-  assert s.prompts == 4
-  assert turns == pytest.approx(whole / 4 + shared + s.samples * row)
+  assert parked == pytest.approx(turns + shared + s.samples / 2 * row)

@@ -377,6 +377,7 @@ def test_rows_wait_on_their_shard_of_a_mesh(monkeypatch):
   (dict(max_new_tokens=0), 'max_new_tokens=0: must be at least 1'),
   (dict(chunk=0), 'chunk=0: must be at least 1'),
   (dict(prompts_at_once=3), 'prompts_at_once=3 does not divide the 2 prompts'),
+  (dict(parked=-1.0), 'parked=-1.0: must be at least 0'),
   (dict(temperature=-0.5), 'temperature=-0.5, .* need temperature >= 0'),
   (dict(top_k=-1), 'top_k=-1, .* top_k >= 0'),
   (dict(top_p=0.0), 'top_p=0.0: need .* 0 < top_p <= 1'),
