@@ -12,12 +12,13 @@ import argparse
 import json
 import pathlib
 
-from benchmarks import roofline, scaling, startup, timing
+from benchmarks import roofline, scaling, startup, tail, timing
 
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS, DOCS = ROOT / 'benchmarks' / 'results', ROOT / 'docs'
 COMMANDS = {  # job -> what it answers, how it is measured
   'rollout': ('The sampler beside transformers', '--shape=W1,W2'),
+  'tail': ('Where a few responses are long', '--shape=W1'),
   'update': ('The update beside torch', '--shape=W1,W2'),
   'step': ("A whole step beside TRL's and tunix's",
            '--shape=W1 --trl_python=PYTHON --tunix_python=PYTHON'),
@@ -102,6 +103,8 @@ def _table(result: dict) -> str:
     return startup.table(rows)
   if result['job'] == 'roofline':
     return roofline.table(rows)
+  if result['job'] == 'tail':
+    return tail.table(rows)
   if result['job'] == 'scaling':
     return (f'{scaling.table(rows)}\n\nPredicted, the least seconds of '
             f'[scale.md](scale.md):\n\n{scaling.prediction_table(result["predicted"])}')

@@ -13,6 +13,7 @@ from benchmarks import (
   shapes,
   startup,
   step,
+  tail,
   timing,
 )
 
@@ -62,6 +63,20 @@ def test_a_step_splits_over_forced_devices_and_pods_are_predicted(
   for row in pods.values():
     assert row['tokens_per_s'] * row['seconds'] == pytest.approx(128 * 8 * 1024)
   assert 'v5p_64' in performance.document(performance.read(tmp_path))
+
+
+def test_a_heavy_tail_is_held_against_one_load_of_full_length(monkeypatch, tmp_path):
+  found = _run(monkeypatch, tail, tmp_path / 'tail.json', '--chunk=8')
+  rows = {row['way']: row for row in found['rows']}
+  peak = rows['peak']
+  assert (peak['tokens'], peak['over_ideal']) == (2 * 4 * 32, pytest.approx(1))
+  lengths = shapes.heavy_tailed(8, 4, 32)
+  assert abs(lengths.mean() - 8) < 1 and 1 <= lengths.min() < lengths.max() <= 32
+  for way in ('waiting', 'one by one'):
+    assert rows[way]['tokens'] == lengths.sum()
+    ideal = lengths.sum() / peak['tokens_per_s']
+    assert rows[way]['over_ideal'] == pytest.approx(rows[way]['seconds'] / ideal)
+  assert tail.table(found['rows']) in performance.document(performance.read(tmp_path))
 
 
 def test_a_run_says_when_it_takes_its_first_steps(tmp_path):
