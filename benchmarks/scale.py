@@ -173,7 +173,8 @@ same of any configuration.
 
 - **fits**: the paper's batch, with **at once** prompts decoded at once
   (`sampling.prompts_at_once`): all of them where their keys and values fit, else the
-  largest halving that does, down to one a batch shard.
+  largest halving that does, down to one a batch shard, and no row waiting for others
+  (`sampling.parked=0`).
 - **GiB a device**: in the fullest phase, the optimiser's state included. `compiled`
   rows are the TPU compiler's numbers; `estimated` ones are sums over shapes, which must
   stay below {MARGIN:.0%} of the device to count as fitting.
