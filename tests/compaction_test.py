@@ -55,7 +55,8 @@ def test_the_unfinished_remain_with_their_own_keys_values_and_places(shape):
   np.testing.assert_array_equal(taken.token, rows.token[groups, members])
   np.testing.assert_array_equal(*(jax.random.key_data(keys) for keys in (
     taken.keys, rows.keys[groups, members])))
-  for new, old in zip(taken.cache.layers, rows.cache.layers, strict=True):
+  for new, old in zip(*map(jax.tree.leaves, (taken.cache.layers, rows.cache.layers)),
+                      strict=True):
     np.testing.assert_array_equal(new, np.asarray(old)[:, groups, members])
   for new, old in zip(taken.prompt.layers, rows.prompt.layers, strict=True):
     np.testing.assert_array_equal(new, np.asarray(old)[:, groups[:, 0]])
@@ -70,7 +71,7 @@ def test_keys_and_values_stay_on_their_devices():
     text = compaction._take.lower(
       rows, *(np.zeros(shape, np.int32) for shape in ((4, 1), (4,), (4, 2)))
     ).compile().as_text()
-  for x in (*grown.cache.layers, *grown.prompt.layers):
+  for x in jax.tree.leaves((grown.cache.layers, grown.prompt.layers)):
     shard = x.sharding.shard_shape(x.shape)
     assert (shard[1], shard[-3]) == (x.shape[1] // 4, x.shape[-3] // 2)
   moved = [line for line in text.splitlines() if 'f32[' in line and any(
