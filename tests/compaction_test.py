@@ -50,7 +50,8 @@ def _same(taken, rows, places):
   np.testing.assert_array_equal(taken.token[real], rows.token[groups, members])
   np.testing.assert_array_equal(*(jax.random.key_data(keys) for keys in (
     taken.keys[real], rows.keys[groups, members])))
-  for new, old in zip(taken.cache.layers, rows.cache.layers, strict=True):
+  for new, old in zip(*map(jax.tree.leaves, (taken.cache.layers, rows.cache.layers)),
+                      strict=True):
     np.testing.assert_array_equal(np.asarray(new)[:, real],
                                   np.asarray(old)[:, groups, members])
   slots = np.nonzero(real)[0]
@@ -101,7 +102,7 @@ def test_keys_and_values_stay_on_their_devices():
              compaction._merge.lower((rows, taken), (index, index), np.zeros(4, bool)
                                      ).compile().as_text()]
     grown = compaction.grow(taken, capacity=7)
-  for x in (*grown.cache.layers, *grown.prompt.layers):
+  for x in jax.tree.leaves((grown.cache.layers, grown.prompt.layers)):
     shard = x.sharding.shard_shape(x.shape)
     assert (shard[1], shard[-3]) == (x.shape[1] // 4, x.shape[-3] // 2)
   for text in texts:
