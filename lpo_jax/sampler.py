@@ -49,8 +49,7 @@ def sample(policy: policies.Policy, prompt: Array, prompt_mask: Array, key: Arra
     top_p: keep the fewest tokens whose probability reaches it; 1 keeps all.
     pad_token: fills responses after their end.
     chunk: tokens between two levels, where finished rows leave.
-    prompts_at_once: prompts whose responses are a load, decoded at once; divides B; 0
-      for all.
+    prompts_at_once: prompts of a load, decoded at once; divides B; 0 for all.
     parked: room for rows that wait for others, in loads of full length; 0: the next
       prompts begin when the ones before have all their responses.
     row_ids: i32[B] names of the rows' random streams; default 0..B-1.
