@@ -65,6 +65,9 @@ def measure(name: str, args) -> list[dict]:
     if job in fastest:
       continue
     seconds = statistics.median(runs[job])
+    if seconds <= 0:
+      raise SystemExit(f'{name}: a rollout took no longer than its prefill; measure '
+                       'again on an idle machine, or with more --reps')
     bound = max(flops / fastest['matmul'], moved / fastest['copy'])
     rows.append({
       'shape': name, 'phase': job, 'seconds': seconds,
