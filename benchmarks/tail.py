@@ -5,8 +5,8 @@ python -m benchmarks.tail [--shape=W1] [--chunk=16,32] [--reps=5] [--json=FILE]
 Four times a shape's prompts, as many at once as it has, K responses each whose lengths
 are drawn from a log-normal law cut at N, twice the shape's; their mean is N / 4. Ideal
 are the sampled tokens over the peak, the tokens per second of one load whose responses
-all have N. `waiting` is the sampler's default; in `one by one` no row waits for others
-(`parked=0`), so that a load ends before the next begins.
+all have N. In `waiting` rows may wait for others (`parked=1`); in `one by one`, the
+default, a load ends before the next begins.
 """
 
 import dataclasses

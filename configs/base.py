@@ -94,7 +94,7 @@ def get_config() -> ConfigDict:
   config.sampling.prompt_buckets = (64, 128, 256, 512, 1024)  # allowed widths P
   config.sampling.patch_buckets = (256, 1024, 4096)  # patches of a prompt's images
   config.sampling.prompts_at_once = 0  # prompts decoded at once; 0: all of the step's
-  config.sampling.parked = 1.0  # room for rows that wait for others, in full loads
+  config.sampling.parked = 0.0  # room for rows that wait for others, in full loads
   config.sampling.chunk = 128  # tokens after which others take finished rows' place
   config.sampling.top_k = 0  # 0 keeps every token
   config.sampling.top_p = 1.0  # 1 keeps every token

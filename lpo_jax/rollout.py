@@ -34,7 +34,7 @@ class SamplingConfig:
   top_p: float = 1.0
   chunk: int = 128
   prompts_at_once: int = 0  # whose responses are decoded at once; 0 for all
-  parked: float = 1.0  # room for rows that wait for others, in loads of full length
+  parked: float = 0.0  # room for rows that wait for others, in loads of full length
   prompt_buckets: tuple[int, ...] = (64, 128, 256, 512, 1024)
   unroll: bool = True
   processor: images.Processor | None = None  # None: the policy reads text only

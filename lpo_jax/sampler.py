@@ -3,8 +3,8 @@
 A prompt is prefilled once and its K responses attend to that one copy. Decoding is a
 `lax.while_loop` that ends when every row has met a stop token. It runs in chunks, which
 end at fixed lengths, the levels: there rows that finished leave, and `refill` says who
-goes on. Rows too few for a load wait at their level for others that get there, while
-the next prompts are decoded, so that a long tail costs what its few rows cost. Programs
+goes on, in few places. Where they may (`parked`), rows too few for a load wait at their
+level for others, while the next prompts are decoded. Programs
 are compiled per (rows, cache size); both come from halvings and growth by half, so they
 are few.
 
@@ -30,7 +30,7 @@ def sample(policy: policies.Policy, prompt: Array, prompt_mask: Array, key: Arra
            samples_per_prompt: int, max_new_tokens: int, temperature: float = 1.0,
            stop_tokens: tuple[int, ...] = (), top_k: int = 0, top_p: float = 1.0,
            pad_token: int = 0, chunk: int = 128, prompts_at_once: int = 0,
-           parked: float = 1.0,
+           parked: float = 0.0,
            row_ids: Array | None = None, limits: Array | None = None,
            unroll: bool = True, images: Images | None = None,
            finished: Callable = lambda prompts, response, mask: None) -> Rollouts:

@@ -44,6 +44,7 @@ FLAGS = (
   '--config.eval.problems=21', '--config.warmstart.steps=2',
   '--config.warmstart.warmup_steps=1', '--config.optimizer.learning_rate=1e-3',
   '--config.sampling.chunk=10', '--config.sampling.prompts_at_once=8',
+  '--config.sampling.parked=1',
   '--config.checkpoint.every=99',
   '--config.log.groups=12', '--config.log.groups_every=99',
   '--config.log.tensorboard=False')

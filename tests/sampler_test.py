@@ -346,7 +346,8 @@ def test_rows_that_wait_for_others_become_what_they_would_have(monkeypatch):
       np.testing.assert_array_equal(response[row], whole.response[row])
       np.testing.assert_array_equal(mask[row], whole.response_mask[row])
 
-  _, found = _heavy(prompts_at_once=2, chunk=8, finished=finished)
+  _, found = _heavy(prompts_at_once=2, chunk=8, parked=1.0,
+                    finished=finished)
   np.testing.assert_array_equal(whole.response_mask.sum(-1), limits)
   _same(found, whole)
   assert len(met) >= 2
@@ -365,7 +366,7 @@ def test_rows_wait_on_their_shard_of_a_mesh(monkeypatch):
     policy = jax.device_put(policy, sharding.state_shardings(policy, mesh))
     *batch, limits = sharding.shard_batch((*batch, limits), mesh)
     _same(_sample(batch, policy, **_LONG, limits=limits, stop_tokens=(), chunk=8,
-                  prompts_at_once=8), whole)
+                  prompts_at_once=8, parked=1.0), whole)
   assert met
 
 
