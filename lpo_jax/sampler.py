@@ -4,9 +4,8 @@ A prompt is prefilled once and its K responses attend to that one copy. Decoding
 `lax.while_loop` that ends when every row has met a stop token. It runs in chunks, which
 end at fixed lengths, the levels: there rows that finished leave, and `refill` says who
 goes on, in few places. Where they may (`parked`), rows too few for a load wait at their
-level for others, while the next prompts are decoded. Programs
-are compiled per (rows, cache size); both come from halvings and growth by half, so they
-are few.
+level for others, while the next prompts are decoded. Programs are compiled per (rows,
+cache size); both come from halvings and growth by half, so they are few.
 
 A row's randomness depends only on (key, row id, response, position): the result does
 not depend on what else is in the batch, on padding, or on the mesh.
