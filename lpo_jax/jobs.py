@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from lpo_jax import workdir
 
@@ -42,7 +42,7 @@ class Runner:
   """Runs jobs side by side, each on cores of its own where the machine has only those.
   """
 
-  def __init__(self, jobs: Sequence[Job], logs: pathlib.Path, processes: int):
+  def __init__(self, jobs: Iterable[Job], logs: pathlib.Path, processes: int):
     """Nothing starts before `run`.
 
     Args:

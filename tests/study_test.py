@@ -33,24 +33,43 @@ def test_runs_of_a_seed_share_a_start_unless_a_field_makes_another(tmp_path):
       'one': {'objective.name': 'grpo'}, 'two': {'objective.name': 'lpo_fwd'},
       'wide': {'policy.name': 'countdown_small'},
       'same': small}), str(tmp_path))
-  names = [job.name for job in planned]
-  assert names[:6] == ['start_0/seed_0', 'start_1/seed_0', 'start_2/seed_0',
-                       'start_0/seed_5', 'start_1/seed_5', 'start_2/seed_5']
-  after = {job.name: job.after for job in planned}
+  starts = ['start_0/seed_0', 'start_1/seed_0', 'start_0/seed_5', 'start_1/seed_5']
+  assert list(planned)[:4] == starts
+  after = {name: job.after for name, job in planned.items()}
   assert after['runs/one/seed_5'] == after['runs/two/seed_5'] == 'start_0/seed_5'
   assert after['runs/wide/seed_0'] == 'start_1/seed_0'
-  for job in planned[6:]:
+  assert planned['runs/same/seed_0'].after == 'start_0/seed_0'  # as the base has it
+  for job in list(planned.values())[4:]:
     assert job.config.warmstart.steps == 0
     assert job.config.init_from == str(tmp_path / job.after)
     assert job.config.eval.problems == 4
-  assert all(job.config.num_steps == 0 for job in planned[:6])
+  assert all(job.config.num_steps == 0 for job in map(planned.get, starts))
 
 
 def test_without_a_warm_start_there_is_no_start(tmp_path):
   planned = study.plan(study.Study(base=TINY, seeds=(0,), runs={'a': {}},
                                    fixed={'warmstart.steps': 0}), str(tmp_path))
-  assert [job.name for job in planned] == ['runs/a/seed_0']
-  assert planned[0].after == ''
+  assert list(planned) == ['runs/a/seed_0']
+  assert planned['runs/a/seed_0'].after == ''
+
+
+def test_what_two_studies_run_alike_runs_once(tmp_path):
+  def one(**runs):
+    return study.Study(base=TINY, seeds=(0, 1), runs={
+      name: {'objective.name': objective} for name, objective in runs.items()})
+
+  studies = one(a='grpo', b='lpo_rev'), one(c='lpo_rev', d='rft')
+  first, second = study.plan_all(studies, ['first', 'second'], str(tmp_path))
+  assert second['runs/c/seed_1'] is first['runs/b/seed_1']
+  assert second['start_0/seed_0'] is first['start_0/seed_0']
+  assert first['runs/b/seed_1'].folder == tmp_path / 'first/runs/b/seed_1'
+  new = second['runs/d/seed_0']
+  assert new.folder == tmp_path / 'second/runs/d/seed_0'
+  assert new.after == 'first/start_0/seed_0'
+  every = (*first.values(), *second.values())
+  assert len({job.name for job in every}) == len({job.folder for job in every}) == 8
+  with pytest.raises(ValueError, match='two studies of one name'):
+    study.plan_all([one(a='grpo')] * 2, ['first'] * 2, str(tmp_path))
 
 
 @pytest.mark.parametrize(('fields', 'message'), [
@@ -87,7 +106,7 @@ def test_what_is_no_study_is_named(tmp_path):
 
 def test_the_paired_study_differs_in_projection_alone(tmp_path):
   planned = study.plan(study.load(PAIRED), str(tmp_path))
-  configs = {job.name: job.config for job in planned if job.after}
+  configs = {name: job.config for name, job in planned.items() if job.after}
   assert len(configs) == 27
   for method in ('grpo', 'dr_grpo', 'maxrl'):
     plain = configs[f'runs/{method}/seed_1'].to_dict()
@@ -138,7 +157,7 @@ def test_a_study_runs_to_its_report_and_says_its_commands(tmp_path):
                          ids=lambda path: path.stem)
 def test_every_study_is_made_of_runs_that_can_be_built(path, tmp_path, monkeypatch):
   found = study.load(str(path))
-  planned = study.plan(found, str(tmp_path), seeds=(0,))
+  planned = study.plan(found, str(tmp_path), seeds=(0,)).values()
   assert len({job.config.to_json() for job in planned}) == len(planned)
   for job in planned:
     assert build.plan(job.config) is not None
