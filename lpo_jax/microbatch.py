@@ -6,7 +6,7 @@ so only stop_gradient(c) . log pi is ever differentiated. Microbatches hold whol
 groups and need one pass. Where K long responses do not fit, `micro_responses` splits a
 group: a first pass finds log pi, and so c, without a gradient; a second accumulates
 the same sum in any order. Both give the same gradient. Groups that count in no mean
-are packed together, and a microbatch of none but these is not computed at all.
+are brought together, and a microbatch of none but these is not computed at all.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from lpo_jax import sequence, sharding
+from lpo_jax import cut, sequence
 from lpo_jax.policy import lora
 from lpo_jax.types import Coefficients, Group, Groups, Mean, Rollouts
 
@@ -31,6 +31,7 @@ class UpdateConfig:
   epochs: int = 1
   micro_prompts: int = 1  # groups to a microbatch
   micro_responses: int = 0  # responses of a group to a microbatch; 0 for all K
+  pack: int = 1  # up to so many times more of them where they are short; 1: padded
   temperature: float = 1.0  # of sampling: pi is what was sampled from
   logprob_chunk: int = 0  # positions whose logits exist at once; 0 for all
   behavior: str = 'learner'  # who says log pi_b: the learner again, or the sampler
@@ -49,7 +50,7 @@ class UpdateConfig:
       samples: K.
       shards: parts the mesh splits the batch into.
     """
-    for name in ('updates_per_step', 'epochs', 'micro_prompts'):
+    for name in ('updates_per_step', 'epochs', 'micro_prompts', 'pack'):
       if getattr(self, name) < 1:
         raise ValueError(f'{name}={getattr(self, name)}: must be at least 1')
     if prompts % self.updates_per_step:
@@ -70,7 +71,7 @@ class UpdateConfig:
       raise ValueError(f'behavior={self.behavior!r}: choose learner or sampler')
 
 
-def packing(keep: jax.Array, config: UpdateConfig) -> jax.Array:
+def deal(keep: jax.Array, config: UpdateConfig) -> jax.Array:
   """Return i32[B], the order in which groups fill as few microbatches as can be.
 
   Those that count (bool[B]) are dealt evenly over the minibatches, then fill
@@ -98,9 +99,9 @@ def logprobs(policy, rollouts: Rollouts, config: UpdateConfig, keep=None) -> jax
     keep: bool[B]; a microbatch without any of them is left 0.
   """
   keep = jnp.ones(rollouts.prompt.shape[0], bool) if keep is None else keep
-  units, join = _units(rollouts, config)
-  return join(jax.lax.map(_where_live(lambda unit: _forward(policy, unit, config)[0]),
-                          (units((keep,))[0], units(rollouts))))
+  units = _cut(rollouts, keep, config)
+  forward = _where_live(lambda unit: _forward(policy, unit, units, config)[0])
+  return units.join(jax.lax.map(forward, (units.prompts(keep), units(rollouts))))
 
 
 def gradient(objective: Callable[[Group], Coefficients], policy, groups: Groups,
@@ -123,36 +124,50 @@ def gradient(objective: Callable[[Group], Coefficients], policy, groups: Groups,
   """
   share = groups.keep / jnp.maximum(jnp.sum(groups.keep), 1)  # f32[M]
   judge = functools.partial(_judge, objective, statistics, first)
+  units = _cut(groups.rollouts, groups.keep, config)
+  live, rollouts = units.prompts(groups.keep), units(groups.rollouts)
+  padding = _padding(units, live, rollouts)
   if not config.micro_responses:
-    count = groups.keep.shape[0] // config.micro_prompts
-
     def one_pass(policy, unit):
-      logprobs, entropy = _forward(policy, unit[0].rollouts, config)
-      weights, *found = judge(logprobs, entropy, *unit)
-      return jnp.sum(weights * logprobs), found
+      found = _forward(policy, unit[0].rollouts, units, config)
+      weights, *seen = judge(*found, *unit)
+      return jnp.sum(weights * found[0]), seen
 
-    parts = sharding.split((groups, behavior, share), count)
-    grads, (metrics, coefficients) = _accumulate(one_pass, policy, parts[0].keep, parts)
-    return grads, jax.tree.map(jnp.sum, metrics), sharding.joined(coefficients)
+    grads, (metrics, coefficients) = _accumulate(
+      one_pass, policy, live, units((groups, behavior, share)))
+    metrics = jax.tree.map(jnp.sum, metrics)
+    return grads, metrics | padding, units.join(coefficients)
 
-  units, join = _units(groups.rollouts, config)
-  live = units((groups.keep,))[0]
-  found = jax.lax.map(_where_live(lambda unit: _forward(policy, unit, config)),
-                      (live, units(groups.rollouts)))
-  weights, metrics, coefficients = judge(*map(join, found), groups, behavior, share)
+  found = jax.lax.map(_where_live(lambda unit: _forward(policy, unit, units, config)),
+                      (live, rollouts))
+  weights, metrics, coefficients = judge(*map(units.join, found), groups, behavior,
+                                         share)
 
   def second_pass(policy, unit):
     rollouts, weights = unit
-    return jnp.sum(weights * _forward(policy, rollouts, config)[0]), ()
+    return jnp.sum(weights * _forward(policy, rollouts, units, config)[0]), ()
 
-  grads, _ = _accumulate(second_pass, policy, live,
-                         (units(groups.rollouts), units((weights,))[0]))
-  return grads, metrics, coefficients
+  grads, _ = _accumulate(second_pass, policy, live, (rollouts, units(weights)))
+  return grads, metrics | padding, coefficients
 
 
-def _forward(policy, rollouts: Rollouts, config: UpdateConfig):
+def _cut(rollouts, keep, config: UpdateConfig) -> cut.Cut:
+  return cut.plan(rollouts, keep, config.micro_prompts, config.micro_responses,
+                  config.pack)
+
+
+def _forward(policy, rollouts: Rollouts, units: cut.Cut, config: UpdateConfig):
   return sequence.response_logprobs(
-    policy, rollouts, temperature=config.temperature, chunk=config.logprob_chunk)
+    policy, rollouts, temperature=config.temperature, chunk=config.logprob_chunk,
+    room=units.room)
+
+
+def _padding(units: cut.Cut, live, rollouts: Rollouts) -> dict:
+  """Return the share of the computed places that hold no token of a kept group."""
+  masks = rollouts.prompt_mask, rollouts.response_mask.reshape(*live.shape, -1)
+  real = sum(jnp.sum(mask & live[..., None], dtype=jnp.float32) for mask in masks)
+  computed = jnp.sum(jnp.any(live, axis=1), dtype=jnp.float32) * units.places
+  return {'perf/pad_frac': Mean(computed - real, computed)}
 
 
 def _judge(objective, statistics, first, logprobs, entropy, groups: Groups, behavior,
@@ -212,40 +227,6 @@ def _where_live(function):
     return jax.lax.cond(jnp.any(keep), function, lambda _: zeros, unit)
 
   return call
-
-
-def _units(rollouts: Rollouts, config: UpdateConfig):
-  """Cut groups into microbatches of m prompts with r of their K responses each.
-
-  Returns:
-    A function that gives arrays [M, ...], or Rollouts, a leading axis of microbatches,
-    and the one that puts [units, m, r, ...] back to [M, K, ...].
-  """
-  groups, samples = rollouts.response.shape[:2]
-  count = groups // config.micro_prompts
-  slices = samples // (config.micro_responses or samples)
-
-  def prompts(x):
-    return jnp.repeat(sharding.split(x, count), slices, axis=0)
-
-  def responses(x):  # [M, K, ...] -> [count, m, slices, r, ...] -> [units, m, r, ...]
-    x = sharding.split(x, count)
-    x = x.reshape(*x.shape[:2], slices, -1, *x.shape[3:])
-    return jnp.moveaxis(x, 2, 1).reshape(-1, x.shape[1], *x.shape[3:])
-
-  def cut(tree):
-    if not isinstance(tree, Rollouts):
-      return jax.tree.map(lambda x: prompts(x) if x.ndim == 1 else responses(x), tree)
-    return Rollouts(prompts(tree.prompt), prompts(tree.prompt_mask),
-                    responses(tree.response), responses(tree.response_mask),
-                    responses(tree.logprobs), jax.tree.map(prompts, tree.images))
-
-  def join(x):
-    x = jnp.moveaxis(x.reshape(count, slices, *x.shape[1:]), 1, 2)
-    x = x.reshape(*x.shape[:2], samples, *x.shape[4:])
-    return jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])
-
-  return cut, join
 
 
 def mean(values, mask) -> Mean:

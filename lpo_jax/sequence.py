@@ -14,12 +14,13 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from lpo_jax import rows
 from lpo_jax.types import Array, Rollouts
 
 
 def token_logprobs(first: Array, hidden: Array, response: Array, mask: Array,
                    logits: Callable[[Array], Array], *, temperature: float = 1.0,
-                   chunk: int = 0) -> tuple[Array, Array]:
+                   chunk: int = 0, width: int = 0) -> tuple[Array, Array]:
   """Return each response token's log-probability and the entropy at its position.
 
   Args:
@@ -30,6 +31,8 @@ def token_logprobs(first: Array, hidden: Array, response: Array, mask: Array,
     logits: maps outputs [..., D] to f32[..., V].
     temperature: logits are divided by it: pi is the distribution sampled from.
     chunk: positions whose logits exist at once; 0 for all N.
+    width: 0, or logits are of the tokens that count alone, packed into a row of so many
+      places on each shard of the batch.
 
   Returns:
     log-probabilities f32[B, K, N], 0 off mask, and entropies f32[B, K, N] in nats,
@@ -43,11 +46,20 @@ def token_logprobs(first: Array, hidden: Array, response: Array, mask: Array,
   def one_chunk(predictors, response):
     return _log_softmax_at(logits(predictors) / temperature, response)
 
-  width = response.shape[-1]
-  if not chunk or chunk >= width:
-    logprobs, entropy = one_chunk(predictors, response)
+  def whole(predictors, response, chunk):
+    if not chunk or chunk >= response.shape[-1]:
+      return one_chunk(predictors, response)
+    return _chunked(one_chunk, predictors, response, chunk)
+
+  if width:
+    layout = rows.layout(mask, width)
+    found = whole(*(rows.pack(jax.lax.collapse(x, 1, 3), layout)[:, None]
+                    for x in (predictors, response)),
+                  chunk * width // mask.shape[-1])  # as many positions of all K
+    logprobs, entropy = (rows.unpack(x[:, 0], layout, len(mask)).reshape(mask.shape)
+                         for x in found)
   else:
-    logprobs, entropy = _chunked(one_chunk, predictors, response, chunk)
+    logprobs, entropy = whole(predictors, response, chunk)
   return jnp.where(mask, logprobs, 0.0), jnp.where(mask, entropy, 0.0)
 
 
@@ -131,7 +143,8 @@ def masked_mean(values: Array, mask: Array, axis=None) -> Array:
 
 
 def response_logprobs(policy, rollouts: Rollouts, *, temperature: float = 1.0,
-                      chunk: int = 0) -> tuple[Array, Array]:
+                      chunk: int = 0, room: tuple[int, int] | None = None,
+                      ) -> tuple[Array, Array]:
   """Return log-probabilities and entropies of the responses under a policy.
 
   Args:
@@ -139,11 +152,18 @@ def response_logprobs(policy, rollouts: Rollouts, *, temperature: float = 1.0,
     rollouts: of B prompts and K responses.
     temperature: see `token_logprobs`.
     chunk: see `token_logprobs`.
+    room: None, or real tokens alone are computed, packed into a row of so many places
+      on each shard of the batch; and how many of these hold responses at most.
 
   Returns:
     f32[B, K, N] and f32[B, K, N], both 0 off mask.
   """
+  mask, places = rollouts.response_mask, None
+  if room:
+    flat = rollouts.prompt_mask, jax.lax.collapse(mask, 1, 3)
+    places = rows.layout(jnp.concatenate(flat, axis=1), room[0])
   first, hidden = policy.together(rollouts.prompt, rollouts.prompt_mask,
-                                  rollouts.response, rollouts.images)
-  return token_logprobs(first, hidden, rollouts.response, rollouts.response_mask,
-                        policy.logits, temperature=temperature, chunk=chunk)
+                                  rollouts.response, rollouts.images, places)
+  return token_logprobs(first, hidden, rollouts.response, mask, policy.logits,
+                        temperature=temperature, chunk=chunk,
+                        width=room[1] if room else 0)

@@ -258,13 +258,11 @@ class Run:
 
   def _timings(self, groups) -> dict[str, float]:
     numbers = self.phases.flush()
-    mask = groups.rollouts.response_mask
-    tokens = int(hosts.fetch(mask.sum()))
+    tokens = int(hosts.fetch(groups.rollouts.response_mask.sum()))
     self.tokens += tokens
     return numbers | {
       'perf/tokens_per_s': tokens / numbers['timing_s/step'],
-      'perf/pad_frac': 1.0 - tokens / mask.size, 'perf/total_tokens': self.tokens,
-      'perf/compile_count': self.compiles}
+      'perf/total_tokens': self.tokens, 'perf/compile_count': self.compiles}
 
   def _finish(self) -> None:
     """Write the summary and the curves."""

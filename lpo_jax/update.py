@@ -36,7 +36,7 @@ def make_update(objective: Callable[[Group], Coefficients],
     groups = kept(groups, config)
     order = jnp.arange(groups.keep.shape[0])
     if config.skip_flat_groups:
-      order = microbatch.packing(groups.keep, config)
+      order = microbatch.deal(groups.keep, config)
       groups = jax.tree.map(lambda x: x[order], groups)
     statistics = (*batch_statistics(groups), state.step)
     behavior = _behavior_logprobs(state.params, groups, config)

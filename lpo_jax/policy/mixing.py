@@ -8,11 +8,13 @@ to the mixed values [*rows, Hkv, G, d] and to what the pass keeps of the layer:
 
   whole     rows [B, K, N]      sequences by themselves; keeps their keys and values
   together  rows [B, P + K N]   a prompt, then its K responses; keeps nothing
+            rows [S, T]         or the real tokens of these, packed
   cached    rows [B, K, N]      after a prompt and a cache; keeps the grown cache
 """
 
 import jax.numpy as jnp
 
+from lpo_jax import rows
 from lpo_jax.policy import attention, blockwise, flash, kv
 from lpo_jax.policy.config import PolicyConfig
 from lpo_jax.types import Array
@@ -34,13 +36,15 @@ def whole(config: PolicyConfig, mask: Array):
   return attend
 
 
-def together(config: PolicyConfig, prompt_mask: Array, samples: int):
+def together(config: PolicyConfig, prompt_mask: Array, samples: int,
+             layout: rows.Layout | None = None):
   """Attend within prompts, and from each prompt's K responses to it and themselves.
 
   Args:
     config: of the policy.
     prompt_mask: bool[B, P]; the response tokens all count as real.
     samples: K.
+    layout: where the tokens of [B, P + K N] lie; None: there.
   """
   batch, size = prompt_mask.shape
 
@@ -48,6 +52,9 @@ def together(config: PolicyConfig, prompt_mask: Array, samples: int):
     return x[:, size:].reshape(batch, samples, -1, *x.shape[2:])
 
   def attend(queries, keys, values):
+    if layout is not None:
+      queries, keys, values = (rows.unpack(x, layout, batch)
+                               for x in (queries, keys, values))
     first, kept = whole(config, prompt_mask[:, None])(
       *(x[:, None, :size] for x in (queries, keys, values)))
     keys, values = (_by_head(responses(x)) for x in (keys, values))
@@ -56,7 +63,8 @@ def together(config: PolicyConfig, prompt_mask: Array, samples: int):
     later = flash.attend(config.attention, responses(queries), own, shared,
                          window=config.sliding_window)
     later = later.reshape(batch, -1, *later.shape[3:])
-    return jnp.concatenate([first[:, 0], later], axis=1), None
+    mixed = jnp.concatenate([first[:, 0], later], axis=1)
+    return mixed if layout is None else rows.pack(mixed, layout), None
 
   return attend
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lpo_jax import sharding
+from lpo_jax import rows, sharding
 from lpo_jax.policy import attention, block, kv, mixing, norm, rotary, vision
 from lpo_jax.policy.config import PolicyConfig
 from lpo_jax.types import Array, Images
@@ -130,7 +130,8 @@ class Policy(nnx.Module):
     return hidden, kv.Cache(layers, cache.length + width)
 
   def together(self, tokens: Array, mask: Array, responses: Array,
-               images: Images | None = None) -> tuple[Array, Array]:
+               images: Images | None = None, layout: rows.Layout | None = None,
+               ) -> tuple[Array, Array]:
     """Run left-padded prompts, each once, and the K responses to each.
 
     Prompt and responses lie in one row, [B, P + K N], so that a layer's weights are
@@ -141,6 +142,8 @@ class Policy(nnx.Module):
       mask: bool[B, P], False on the left padding.
       responses: i32[B, K, N].
       images: of the B prompts; None for text only.
+      layout: of the real tokens of [B, P + K N]: then only these are computed, and the
+        outputs are 0 elsewhere.
 
     Returns:
       The last output of each prompt, [B, D], which predicts the first response token,
@@ -154,8 +157,12 @@ class Policy(nnx.Module):
     rope = tuple(jnp.concatenate([first, jnp.tile(rest, (1, samples, 1))], axis=1)
                  for first, rest in zip(rope, later, strict=True))
     x = jnp.concatenate([x, self._embed(responses.reshape(batch, -1))], axis=1)
+    if layout is not None:
+      x, *rope = (rows.pack(part, layout) for part in (x, *rope))
     hidden, _ = self._layers(x, rope, lambda *_: mixing.together(
-      self.config, mask, samples))
+      self.config, mask, samples, layout))
+    if layout is not None:
+      hidden = rows.unpack(hidden, layout, batch)
     return hidden[:, size - 1], hidden[:, size:].reshape(*responses.shape, -1)
 
   def logits(self, hidden: Array) -> Array:
