@@ -52,6 +52,7 @@ class Repetition(NamedTuple):
   seconds: float
   others: float  # cores that other processes used meanwhile
   peak_mib: float  # largest resident size of the entry's process so far
+  found: object = None  # by the entry's check
 
 
 class Runner:
@@ -78,11 +79,12 @@ class Runner:
     before = busy_seconds()
     try:
       self._pipe.send('run')
-      seconds, own, busy, peak_mib = self._pipe.recv()
+      seconds, own, busy, peak_mib, found = self._pipe.recv()
     except (EOFError, OSError):
       side = f'{self.entry.side} ({self.entry.setting})'
       raise SystemExit(f'{side} failed: see above') from None
-    return Repetition(seconds, max(0.0, (busy - before - own) / seconds), peak_mib)
+    return Repetition(seconds, max(0.0, (busy - before - own) / seconds), peak_mib,
+                      found)
 
 
 def _spawn(entry: Entry):
@@ -135,9 +137,9 @@ def _serve(pipe, entry: Entry) -> None:
     result = once()
     seconds, own = time.perf_counter() - start, time.process_time() - own
     busy = busy_seconds()
-    check(result)
+    found = check(result)
     kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    pipe.send((seconds, own, busy, kib / 1024))
+    pipe.send((seconds, own, busy, kib / 1024, found))
 
 
 def busy_seconds() -> float:

@@ -52,13 +52,14 @@ def divisors(values: str, whole: int) -> list[int]:
   return found
 
 
-def program(shape: shapes.Shape, fields: dict, micro_prompts: int):
+def program(shape: shapes.Shape, fields: dict, micro_prompts: int, pack: int = 1):
   """Return our update, as `train` compiles it, and a fresh TrainState.
 
   Args:
     shape: of the batch.
     fields: of the PolicyConfig.
     micro_prompts: groups to a microbatch.
+    pack: see `microbatch.UpdateConfig`.
   """
   import jax
   import jax.numpy as jnp
@@ -74,15 +75,16 @@ def program(shape: shapes.Shape, fields: dict, micro_prompts: int):
     objective.build(objective.ObjectiveConfig('lpo_fwd', token_clip=TOKEN_CLIP),
                     shape.samples),
     transform, optimizer.schedule(settings),
-    microbatch.UpdateConfig(micro_prompts=micro_prompts, logprob_chunk=chunk)),
+    microbatch.UpdateConfig(micro_prompts=micro_prompts, pack=pack,
+                            logprob_chunk=chunk)),
     donate_argnums=0)
   params = jax.jit(lambda key: policies.Policy(config, key))(jax.random.key(0))
   return step, types.TrainState(jnp.int32(0), params, transform.init(params),
                                 jnp.int32(0))
 
 
-def groups(shape: shapes.Shape, vocab_size: int):
-  """Return random verified rollouts on the device."""
+def groups(shape: shapes.Shape, vocab_size: int, lengths=None):
+  """Return random verified rollouts on the device, of all N tokens or of `lengths`."""
   import jax
   import numpy as np
 
@@ -90,9 +92,10 @@ def groups(shape: shapes.Shape, vocab_size: int):
 
   prompt, response = shapes.batch(shape, vocab_size)
   rewards = np.random.default_rng(2).integers(0, 2, response.shape[:2])
+  lengths = np.full(rewards.shape, shape.new_tokens) if lengths is None else lengths
   return jax.device_put(types.Groups(
     types.Rollouts(prompt, np.ones(prompt.shape, bool), response,
-                   np.ones(response.shape, bool),
+                   np.arange(shape.new_tokens) < lengths[..., None],
                    np.zeros(response.shape, np.float32)),
     rewards.astype(np.float32), np.zeros(rewards.shape, np.float32),
     np.ones(len(prompt), bool)))

@@ -31,6 +31,7 @@ def get_config() -> ConfigDict:
   config.epochs = 1  # E
   config.micro_prompts = 0  # groups whose gradient is taken at once; 0: the minibatch
   config.micro_responses = 0  # their responses at once; 0: all K (else two passes)
+  config.pack = 1  # times as many groups at once where responses are short; 1: padded
 
   # What is learned from may be older than the policy, see lpo_jax/replay.py
   config.async_rollouts = 0  # 1: sampled and judged while the step before updates

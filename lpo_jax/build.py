@@ -176,7 +176,7 @@ def update_config(config) -> microbatch.UpdateConfig:
   """Return how a batch is cut up for the update."""
   minibatch = config.prompts_per_step // max(config.updates_per_step, 1)
   return microbatch.UpdateConfig(
-    updates_per_step=config.updates_per_step, epochs=config.epochs,
+    updates_per_step=config.updates_per_step, epochs=config.epochs, pack=config.pack,
     micro_prompts=config.micro_prompts or minibatch,
     micro_responses=config.micro_responses, temperature=config.sampling.temperature,
     logprob_chunk=config.objective.logprob_chunk, behavior=config.objective.behavior,

@@ -4,13 +4,10 @@ python -m lpo_jax.study --study=experiments/studies/NAME.py[:VARIANT][,...] --ou
     [--seeds=0,1,2] [--processes=N] [--dry_run]
 
 A study file has `get_study(variant) -> Study`: a base experiment, and runs by the
-config fields in which they differ from it. For each seed the warm start is trained
-once; every run starts from it, and since step i's problems and keys depend on
-(seed, i) alone, runs of one seed see the same problems and, at step 0, the same
-samples. What is done is skipped and what was killed goes on. `--dry_run` prints the
-commands instead, in an order in which a shell can run them. Of several studies each
-gets the folder DIR/NAME, and what two of them would run alike runs once, in the
-first one's.
+config fields in which they differ from it. Runs of a seed share a warm start and, since
+step i's problems and keys depend on (seed, i) alone, problems and first samples. What
+is done is skipped and what was killed goes on. `--dry_run` prints commands for a shell.
+Of several studies each has DIR/NAME, and what two would run alike runs once.
 """
 
 import argparse

@@ -72,8 +72,10 @@ def test_a_step_splits_over_forced_devices_and_pods_are_predicted(
 
 
 def test_a_heavy_tail_is_held_against_one_load_of_full_length(monkeypatch, tmp_path):
-  found = _run(monkeypatch, tail, tmp_path / 'tail.json', '--chunk=8')
-  rows = {row['way']: row for row in found['rows']}
+  found = _run(monkeypatch, tail, tmp_path / 'tail.json', '--chunk=8', '--pack=4')
+  jobs = {job: {row['way']: row for row in found['rows'] if row['job'] == job}
+          for job in ('sampling, chunk 8', 'update')}
+  rows, update_rows = jobs.values()
   peak = rows['peak']
   assert (peak['tokens'], peak['over_ideal']) == (2 * 4 * 32, pytest.approx(1))
   lengths = shapes.heavy_tailed(8, 4, 32)
@@ -82,6 +84,13 @@ def test_a_heavy_tail_is_held_against_one_load_of_full_length(monkeypatch, tmp_p
     assert rows[way]['tokens'] == lengths.sum()
     ideal = lengths.sum() / peak['tokens_per_s']
     assert rows[way]['over_ideal'] == pytest.approx(rows[way]['seconds'] / ideal)
+  assert list(update_rows) == ['peak', 'padded', 'packed 4']
+  tokens = lengths.sum() + 8 * 8  # and prompts
+  padded, packed = update_rows['padded'], update_rows['packed 4']
+  assert padded['tokens'] == packed['tokens'] == tokens
+  assert padded['padding'] == pytest.approx(1 - tokens / (8 * (8 + 4 * 32)))
+  assert packed['padding'] < padded['padding'] / 2
+  assert update_rows['peak']['padding'] == 0
   assert tail.table(found['rows']) in performance.document(performance.read(tmp_path))
 
 
