@@ -1,6 +1,6 @@
 """Seconds of sampling and of the update where a few responses are long.
 
-python -m benchmarks.tail [--shape=W1] [--chunk=16,32] [--pack=2,4] [--reps=5]
+python -m benchmarks.tail [--shape=W1] [--chunk=16,32] [--pack=4,6] [--reps=5]
     [--json=FILE]
 
 Four times a shape's prompts, as many at once as it has, K responses each whose lengths
@@ -28,7 +28,7 @@ def main() -> None:
   """Time what the command line asks for."""
   args = timing.parser(__doc__, {
     'chunk': ('16,32', 'tokens between two levels; \'\' for no sampling'),
-    'pack': ('2,4', 'times as many groups to a microbatch; \'\' for no update')},
+    'pack': ('4,6', 'times as many groups to a microbatch; \'\' for no update')},
     shape='W1').parse_args()
   rows = []
   for name in timing.names_of(args):
