@@ -60,7 +60,8 @@ def _merge(loads, indices, second):
   def chosen(x, y, axis):
     if not x.ndim:  # the length, which is one
       return x
-    return jnp.where(second.reshape(-1, *[1] * (x.ndim - axis - 1)), y, x)
+    mine = jnp.repeat(second, x.shape[axis] // len(second))
+    return jnp.where(mine.reshape(-1, *[1] * (x.ndim - axis - 1)), y, x)
 
   return placed(jax.tree.map(chosen, first, other, axes), sharding.constrain)
 
@@ -89,10 +90,12 @@ def _gather(rows, local, groups, members):
     kv = jnp.take_along_axis(kv, index, axis=axis + 1)
     return kv.reshape(*before, -1, *after)
 
-  def own(kv):  # [.., B, K, Hkv, ., .]
-    kv = along_batch(kv, -5)
-    index = members.reshape((1,) * (kv.ndim - 5) + members.shape + (1, 1, 1))
-    return jnp.take_along_axis(kv, index, axis=-4)
+  def own(kv):  # [.., B K, Hkv, ., .]
+    before, after = kv.shape[:-4], kv.shape[-3:]
+    kv = along_batch(kv.reshape(*before, *rows.token.shape, *after), -5)
+    index = members.reshape((1,) * len(before) + members.shape + (1, 1, 1))
+    kv = jnp.take_along_axis(kv, index, axis=-4)
+    return kv.reshape(*before, -1, *after)
 
   def each(x):  # [B, K]
     return x[groups[:, None], members]
@@ -128,6 +131,6 @@ def placed(rows, place):
       lambda kv: place(kv, 'batch', 'kv_heads', None, None), prompt.layers),
       each(prompt.mask), place(prompt.next, 'batch')),
     policies.Cache(jax.tree.map(
-      lambda kv: place(kv, 'batch', None, 'kv_heads', None, None), cache.layers),
+      lambda kv: place(kv, 'batch', 'kv_heads', None, None), cache.layers),
       cache.length),
     *map(each, (rows.keys, rows.limit, rows.token, rows.done)))

@@ -17,7 +17,7 @@ def _rows(mesh):
   def numbered(*shape):
     return np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
 
-  keys, values = (2, _B, _K, _HEADS, 2, _SLOTS), (2, _B, _K, _HEADS, _SLOTS, 2)
+  keys, values = (2, _B * _K, _HEADS, 2, _SLOTS), (2, _B * _K, _HEADS, _SLOTS, 2)
   prompt = (2, _B, _HEADS, 5, 2)
   rows = compaction.Rows(
     policies.Prompt((numbered(*prompt),) * 2, np.ones((_B, 5), bool), np.full(_B, 5)),
@@ -52,8 +52,8 @@ def _same(taken, rows, places):
     taken.keys[real], rows.keys[groups, members])))
   for new, old in zip(*map(jax.tree.leaves, (taken.cache.layers, rows.cache.layers)),
                       strict=True):
-    np.testing.assert_array_equal(np.asarray(new)[:, real],
-                                  np.asarray(old)[:, groups, members])
+    np.testing.assert_array_equal(np.asarray(new)[:, real.reshape(-1)],
+                                  np.asarray(old)[:, groups * _K + members])
   slots = np.nonzero(real)[0]
   for new, old in zip(taken.prompt.layers, rows.prompt.layers, strict=True):
     np.testing.assert_array_equal(np.asarray(new)[:, slots], np.asarray(old)[:, groups])

@@ -19,8 +19,8 @@ def _prompt(unrolled):
 def test_room_is_made_for_every_response_and_grows_without_loss(unrolled, dtype):
   cache = kv.Cache.empty(_prompt(unrolled), samples=6, slots=7, dtype=dtype)
   layer = cache.layers[0] if unrolled else jax.tree.map(lambda x: x[0], cache.layers)
-  assert layer.keys.shape == (2, 6, 3, 4, 7)
-  assert layer.values.shape == (2, 6, 3, 7, 4)
+  assert layer.keys.shape == (2 * 6, 3, 4, 7)
+  assert layer.values.shape == (2 * 6, 3, 7, 4)
   assert layer.keys.dtype == layer.values.dtype == (
     'float32' if dtype == 'same' else dtype)
   assert (cache.slots, cache.length) == (7, 0)
@@ -42,6 +42,7 @@ def test_narrow_slots_hold_what_was_written_to_half_a_step(dtype, steps):
   keys = rng.normal(size=(2, 6, 3, 4, 2)) * 10.0 ** rng.integers(-3, 3, (2, 6, 3, 1, 2))
   values = np.zeros((2, 6, 3, 2, 4))  # a token of zeros stays one
   slots = slots.written(jnp.asarray(keys, jnp.float32), jnp.asarray(values), 5)
+  slots = slots.by_response(6)
   wide = np.asarray(slots.keys, np.float64)
   if dtype == 'int8':
     assert np.abs(wide).max() == 127

@@ -1,7 +1,9 @@
 """Keys and values that outlive a forward pass: of prompts, and of responses so far.
 
 Both are arguments and results, never state. A prompt's are one copy for its K
-responses; a response's live in S slots, of which `length` are filled. Slots may be
+responses; a response's live in S slots, of which `length` are filled. The axes B and K
+are one here: an axis of length 1, as K may be, would let XLA rewrite the product with
+a cache into one with a reshaped copy of it, made anew for every token. Slots may be
 narrower than the policy computes (`PolicyConfig.cache_dtype`): bfloat16, or int8 with
 one scale for each token and head, the largest of its d numbers over 127.
 """
@@ -25,10 +27,10 @@ class Prompt(NamedTuple):
 class Slots(NamedTuple):
   """Room for the keys and values of S response tokens, stacked layers or one."""
 
-  keys: Array  # [(L,) B, K, Hkv, d, S]: slots last, where one query's product is fast
-  values: Array  # [(L,) B, K, Hkv, S, d]
-  key_scale: Array | None = None  # f32[(L,) B, K, Hkv, 1, S], what int8 keys count in
-  value_scale: Array | None = None  # f32[(L,) B, K, Hkv, S, 1]
+  keys: Array  # [(L,) B K, Hkv, d, S]: slots last, where one query's product is fast
+  values: Array  # [(L,) B K, Hkv, S, d]
+  key_scale: Array | None = None  # f32[(L,) B K, Hkv, 1, S], what int8 keys count in
+  value_scale: Array | None = None  # f32[(L,) B K, Hkv, S, 1]
 
   def written(self, keys: Array, values: Array, start: Array) -> 'Slots':
     """Return the slots of one layer with N tokens from slot `start` on.
@@ -38,13 +40,17 @@ class Slots(NamedTuple):
       values: [B, K, Hkv, N, d].
       start: i32[].
     """
-    new = (keys, values)
+    new = tuple(jax.lax.collapse(x, 0, 2) for x in (keys, values))
     if self.key_scale is not None:
-      pairs = _quantised(keys, -2), _quantised(values, -1)
+      pairs = _quantised(new[0], -2), _quantised(new[1], -1)
       new = (*(x for x, _ in pairs), *(scale for _, scale in pairs))
     return Slots(*(
       jax.lax.dynamic_update_slice_in_dim(old, x.astype(old.dtype), start, axis)
       for old, x, axis in zip(self, new, _SLOT_AXES, strict=False)))
+
+  def by_response(self, samples: int) -> 'Slots':
+    """Return the same arrays, of one layer, as [B, K, ...]."""
+    return jax.tree.map(lambda x: x.reshape(-1, samples, *x.shape[1:]), self)
 
 
 _SLOT_AXES = (-1, -2, -1, -2)  # of each field of Slots
@@ -80,8 +86,8 @@ class Cache(NamedTuple):
       dtype: 'same' as the prompt's keys and values, 'bfloat16' or 'int8'.
     """
     def empty(pair):
-      *lead, heads, _, size = pair[0].shape
-      lead = (*lead, samples, heads)
+      *lead, batch, heads, _, size = pair[0].shape
+      lead = (*lead, batch * samples, heads)
       kind = pair[0].dtype if dtype == 'same' else jnp.dtype(dtype)
       scales = () if dtype != 'int8' else (jnp.zeros((*lead, 1, slots)),
                                            jnp.zeros((*lead, slots, 1)))
