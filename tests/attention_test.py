@@ -17,11 +17,13 @@ def _normal(seed, *shape):
 
 def _part(seed, heads, size, shared=False):
   """Return a part of `size` keys, about a third of them masked, never the first."""
-  lead = (_B, heads) if shared else (_B, _K, heads)
+  lead = (_B, heads) if shared else (_B * _K, heads)
   mask = np.random.default_rng(seed).uniform(size=(_B, _K, _N, size)) < 0.7
   mask[..., 0] = True
   keys, values = (_normal(seed + i, *lead, size, _D) for i in (1, 2))
-  return attention.Part(keys if shared else np.swapaxes(keys, -1, -2), values, mask)
+  if shared:
+    return attention.Part(keys, values, mask)
+  return attention.Own(np.swapaxes(keys, -1, -2), values, mask)
 
 
 def _queries(heads, group):
@@ -30,16 +32,17 @@ def _queries(heads, group):
 
 def _repeat(part):
   """Return a shared part as K equal copies, keys in slots."""
-  if part.keys.ndim == 5:
+  if isinstance(part, attention.Own):
     return part
-  keys, values = (jnp.repeat(x[:, None], _K, axis=1) for x in part[:2])
-  return attention.Part(jnp.swapaxes(keys, -1, -2), values, part.mask)
+  keys, values = (jnp.repeat(x, _K, axis=0) for x in part[:2])
+  return attention.Own(jnp.swapaxes(keys, -1, -2), values, part.mask)
 
 
 def _one_softmax(queries, parts, xp=jnp):
   """Return attention over the parts' keys laid end to end."""
   keys, values, mask = zip(*(_repeat(part)[:3] for part in parts), strict=True)
-  keys, values = xp.concatenate(keys, axis=4), xp.concatenate(values, axis=3)
+  keys, values = xp.concatenate(keys, axis=3), xp.concatenate(values, axis=2)
+  keys, values = (x.reshape(_B, _K, *x.shape[1:]) for x in (keys, values))
   mask = xp.concatenate([xp.broadcast_to(m, (_B, _K, _N, m.shape[-1])) for m in mask],
                         axis=3)
   scores = xp.einsum('bknhgd,bkhds->bknhgs', queries, keys) / queries.shape[-1] ** 0.5
@@ -77,9 +80,10 @@ def test_huge_scores_stay_exact():
 def test_gradients_equal_those_of_one_softmax():
   queries, parts = _queries(2, 2), (_part(0, 2, 5, shared=True), _part(3, 2, 4))
   masks, weight = [part.mask for part in parts], _normal(5, *queries.shape)
+  kinds = attention.Part, attention.Own
 
   def loss(attend, queries, arrays):
-    parts = [attention.Part(*kv, m) for kv, m in zip(arrays, masks, strict=True)]
+    parts = [kind(*kv, m) for kind, kv, m in zip(kinds, arrays, masks, strict=True)]
     return jnp.sum(weight * attend(queries, tuple(parts)))
 
   arrays = [part[:2] for part in parts]
@@ -102,8 +106,8 @@ def test_order_of_keys_and_of_parts_does_not_matter():
   queries, parts = _queries(2, 2), (_part(0, 2, 5, shared=True), _part(3, 2, 4))
   order = np.array([3, 0, 2, 1])
   keys, values, mask = parts[1][:3]
-  permuted = attention.Part(keys[..., order], values[..., order, :],
-                            mask[..., order])
+  permuted = attention.Own(keys[..., order], values[..., order, :],
+                           mask[..., order])
   np.testing.assert_allclose(_attend(queries, parts),
                              _attend(queries, (permuted, parts[0])),
                              rtol=1e-5, atol=1e-6)
@@ -131,10 +135,10 @@ def test_result_has_the_dtype_of_the_queries():
 
 def test_slots_that_count_in_scales_are_those_spread_out():
   queries, shared, own = _queries(2, 3), _part(0, 2, 5, shared=True), _part(3, 2, 4)
-  scales = [np.abs(_normal(5 + i, _B, _K, 2, *shape)) for i, shape in
+  scales = [np.abs(_normal(5 + i, _B * _K, 2, *shape)) for i, shape in
             enumerate(((1, 4), (4, 1)))]
   keys, values = (np.round(9 * x).astype(np.int8) for x in own[:2])
-  wide = attention.Part(keys * scales[0], values * scales[1], own.mask)
+  wide = attention.Own(keys * scales[0], values * scales[1], own.mask)
   np.testing.assert_allclose(
-    _attend(queries, (shared, attention.Part(keys, values, own.mask, *scales))),
+    _attend(queries, (shared, attention.Own(keys, values, own.mask, *scales))),
     _attend(queries, (shared, wide)), rtol=1e-5, atol=1e-5)

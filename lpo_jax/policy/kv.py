@@ -2,10 +2,10 @@
 
 Both are arguments and results, never state. A prompt's are one copy for its K
 responses; a response's live in S slots, of which `length` are filled. The axes B and K
-are one here: an axis of length 1, as K may be, would let XLA rewrite the product with
-a cache into one with a reshaped copy of it, made anew for every token. Slots may be
-narrower than the policy computes (`PolicyConfig.cache_dtype`): bfloat16, or int8 with
-one scale for each token and head, the largest of its d numbers over 127.
+are one, here and in `attention`: where the product sees another shape than the one
+written to, XLA copies the cache for every token. Slots may be narrower than the policy
+computes (`PolicyConfig.cache_dtype`): bfloat16, or int8 with one scale for each token
+and head, the largest of its d numbers over 127.
 """
 
 from typing import NamedTuple
@@ -47,10 +47,6 @@ class Slots(NamedTuple):
     return Slots(*(
       jax.lax.dynamic_update_slice_in_dim(old, x.astype(old.dtype), start, axis)
       for old, x, axis in zip(self, new, _SLOT_AXES, strict=False)))
-
-  def by_response(self, samples: int) -> 'Slots':
-    """Return the same arrays, of one layer, as [B, K, ...]."""
-    return jax.tree.map(lambda x: x.reshape(-1, samples, *x.shape[1:]), self)
 
 
 _SLOT_AXES = (-1, -2, -1, -2)  # of each field of Slots

@@ -81,8 +81,8 @@ def cached(prompt: attention.Part, cache: kv.Slots, mask: Array, length: Array):
   def attend(queries, keys, values):
     # Written before it is read, so that it is not copied.
     slots = cache.written(jnp.moveaxis(keys, 2, 4), _by_head(values), length)
-    own = slots.by_response(queries.shape[1])
-    own = attention.Part(own.keys, own.values, mask, own.key_scale, own.value_scale)
+    own = attention.Own(slots.keys, slots.values, mask, slots.key_scale,
+                        slots.value_scale)
     return attention.attend(queries, (prompt, own)), slots
 
   return attend
