@@ -124,3 +124,23 @@ def test_weights_of_all_queries_never_exist():
   assert f'x{_N * _G}x{_N}xf32' not in text and f'x{_N * _G}x{_P}xf32' not in text
   whole = jax.jit(lambda a: _blockwise(a, masks, block=_N)).lower(arrays).as_text()
   assert f'x{_N * _G}x{_N}xf32' in whole  # what is looked for would be seen
+
+
+def test_blocks_without_a_real_query_are_zero_and_the_others_the_same():
+  arrays, (_, prompt_mask) = _inputs()
+  own_mask = np.arange(_N) < np.array([[2, 3, 1], [0, 3, 2]])[..., None]
+  real, masks = own_mask[..., None, None, None], (own_mask, prompt_mask)
+
+  def loss(skip):
+    def value(*arrays):
+      out = _blockwise(arrays, masks, block=2, skip=skip)
+      return jnp.sum(jnp.where(real, out, 0) ** 2), out
+
+    return jax.jit(jax.grad(value, argnums=range(5), has_aux=True))(*arrays)
+
+  (grads, out), (expected_grads, expected) = loss(True), loss(False)
+  np.testing.assert_array_equal(out[:, :, 4:], 0)
+  assert np.abs(expected[:, :, 4:]).max() > 0.1
+  np.testing.assert_array_equal(np.where(real, out, 0), np.where(real, expected, 0))
+  for a, b in zip(grads, expected_grads, strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-6)

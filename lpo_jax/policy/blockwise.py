@@ -7,9 +7,10 @@ from their saved log-sum-exp (Dao et al. 2022, arXiv:2205.14135):
   w_s = exp(q k_s - lse)   out = sum_s w_s v_s   delta = <d out, out>
   d q = sum_s w_s (<d out, v_s> - delta) k_s     and so for k and v
 
-Blocks beyond the causal diagonal, or before the sliding window, cost nothing. All K
-responses of a group read one copy of their prompt's keys and values, and their
-gradients meet in it. Weights and sums are float32, products in the dtype of queries.
+Blocks beyond the causal diagonal, or before the sliding window, cost nothing, nor do,
+if asked, those without a real query. All K responses of a group read one copy of their
+prompt's keys and values, and their gradients meet in it. Weights and sums are float32,
+products in the dtype of queries.
 """
 
 import functools
@@ -33,7 +34,7 @@ class Keys(NamedTuple):
 
 
 def attend(queries: Array, own: Keys, prompt: Keys | None, *,
-           window: int | None = None, block: int = 0) -> Array:
+           window: int | None = None, block: int = 0, skip: bool = False) -> Array:
   """Attend to the prompt, to earlier tokens and to oneself.
 
   Args:
@@ -44,6 +45,7 @@ def attend(queries: Array, own: Keys, prompt: Keys | None, *,
     window: positions a query sees, itself included; None for all.
     block: queries at a time; 0: 64, or a sixteenth of N where that is more, since a
       program grows with the blocks.
+    skip: blocks in which no token of `own` is real are not computed, but 0.
 
   Returns:
     [B, K, N, Hkv, G, d] in the dtype of `queries`.
@@ -51,7 +53,7 @@ def attend(queries: Array, own: Keys, prompt: Keys | None, *,
   batch, samples, width, heads, group, size = queries.shape
   rows = jnp.moveaxis(queries * size**-0.5, 2, 3)
   rows = rows.reshape(batch, samples, heads, width * group, size)
-  out = _attend((window, block or block_of(width), group), rows, own, prompt)
+  out = _attend((window, block or block_of(width), group, skip), rows, own, prompt)
   return jnp.moveaxis(out.reshape(batch, samples, heads, width, group, size), 3, 2)
 
 
@@ -68,19 +70,22 @@ def _attend(statics, queries, own, prompt):
 
 def _forward(statics, queries, own, prompt):
   outs, sums = [], []
-  for rows, parts in _blocks(statics, queries.shape, own, prompt):
-    query = queries[:, :, :, rows]
-    scores = [part.scores(query) for part in parts]
-    peak = functools.reduce(jnp.maximum, (
-      part.merge(jnp.max(score, -1, keepdims=True))
-      for part, score in zip(parts, scores, strict=True)))
-    total = mixed = 0.0
-    for part, score in zip(parts, scores, strict=True):
-      weights = jnp.exp(score - part.lay(peak))
-      total += part.merge(jnp.sum(weights, -1, keepdims=True))
-      mixed += part.merge(_product('ms,sd->md', weights, part.values))
-    outs.append((mixed / total).astype(queries.dtype))
-    sums.append(peak + jnp.log(total))
+  for rows, live, parts in _blocks(statics, queries.shape, own, prompt):
+    def mixed(query, parts=parts):
+      scores = [part.scores(query) for part in parts]
+      peak = functools.reduce(jnp.maximum, (
+        part.merge(jnp.max(score, -1, keepdims=True))
+        for part, score in zip(parts, scores, strict=True)))
+      total = mixed = 0.0
+      for part, score in zip(parts, scores, strict=True):
+        weights = jnp.exp(score - part.lay(peak))
+        total += part.merge(jnp.sum(weights, -1, keepdims=True))
+        mixed += part.merge(_product('ms,sd->md', weights, part.values))
+      return (mixed / total).astype(query.dtype), peak + jnp.log(total)
+
+    out, lse = _where_live(live, mixed, queries[:, :, :, rows])
+    outs.append(out)
+    sums.append(lse)
   out, lse = jnp.concatenate(outs, 3), jnp.concatenate(sums, 3)
   return out, (queries, own, prompt, out, lse)
 
@@ -91,24 +96,38 @@ def _backward(statics, saved, dout):
   totals = [[jnp.zeros_like(x.mT, jnp.float32) for x in keys[:2]]  # [.., d, S]: faster
             for keys in (own, prompt) if keys is not None]
   dqueries = []
-  for rows, parts in _blocks(statics, queries.shape, own, prompt):
-    here = [x[:, :, :, rows] for x in (queries, dout, lse, delta)]
-    dquery = 0.0
-    for part, total in zip(parts, totals, strict=True):
-      query, doutput, normaliser, shift = map(part.lay, here)
-      weights = jnp.exp(part.scores(here[0]) - normaliser)
-      slope = weights * (_product('md,sd->ms', doutput, part.values) - shift)
-      dquery += part.merge(_product('ms,sd->md', slope, part.keys))
-      for i, new in enumerate((_product('md,ms->ds', query, slope),
-                               _product('md,ms->ds', doutput, weights))):
-        total[i] = total[i].at[..., part.seen].add(new)
-    dqueries.append(dquery.astype(queries.dtype))
+  for rows, live, parts in _blocks(statics, queries.shape, own, prompt):
+    def slopes(*here, parts=parts):
+      dquery, news = 0.0, []
+      for part in parts:
+        query, doutput, normaliser, shift = map(part.lay, here)
+        weights = jnp.exp(part.scores(here[0]) - normaliser)
+        slope = weights * (_product('md,sd->ms', doutput, part.values) - shift)
+        dquery += part.merge(_product('ms,sd->md', slope, part.keys))
+        news.append((_product('md,ms->ds', query, slope),
+                     _product('md,ms->ds', doutput, weights)))
+      return dquery.astype(queries.dtype), news
+
+    dquery, news = _where_live(
+      live, slopes, *(x[:, :, :, rows] for x in (queries, dout, lse, delta)))
+    for part, total, new in zip(parts, totals, news, strict=True):
+      total[:] = (x.at[..., part.seen].add(y) for x, y in zip(total, new, strict=True))
+    dqueries.append(dquery)
   grads = [Keys(*(x.mT.astype(keys.keys.dtype) for x in total), None)
            for keys, total in zip((own, prompt), totals, strict=False)]
   return jnp.concatenate(dqueries, 3), grads[0], None if prompt is None else grads[1]
 
 
 _attend.defvjp(_forward, _backward)
+
+
+def _where_live(live, function, *args):
+  """Return function(*args), or zeros where `live` is False; None: it is True."""
+  if live is None:
+    return function(*args)
+  shapes = jax.eval_shape(function, *args)
+  return jax.lax.cond(live, function, lambda *_: jax.tree.map(
+    lambda x: jnp.zeros(x.shape, x.dtype), shapes), *args)
 
 
 class _Part(NamedTuple):
@@ -145,8 +164,8 @@ class _Part(NamedTuple):
 
 
 def _blocks(statics, shape, own, prompt):
-  """Yield each block's rows of [N G], and the parts that some of its queries see."""
-  window, block, group = statics
+  """Yield each block's rows of [N G], whether any is real, and the parts they see."""
+  window, block, group, skip = statics
   samples, width = shape[1], shape[3] // group
   for start in range(0, width, block):
     stop = min(start + block, width)
@@ -164,7 +183,8 @@ def _blocks(statics, shape, own, prompt):
         distance = jnp.tile(index, (samples, 1)) + size - jnp.arange(size)[None]
         visible &= _within(distance, window)[None, None]
       parts.append(_Part(prompt.keys, prompt.values, visible, slice(None), samples))
-    yield slice(start * group, stop * group), parts
+    live = jnp.any(own.mask[..., start:stop]) if skip else None
+    yield slice(start * group, stop * group), live, parts
 
 
 def _within(distance: Array, window: int | None) -> Array:

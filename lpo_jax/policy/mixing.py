@@ -12,9 +12,12 @@ to the mixed values [*rows, Hkv, G, d] and to what the pass keeps of the layer:
   cached    rows [B, K, N]      after a prompt and a cache; keeps the grown cache
 """
 
+import functools
+
+import jax
 import jax.numpy as jnp
 
-from lpo_jax import rows
+from lpo_jax import rows, sharding
 from lpo_jax.policy import attention, blockwise, flash, kv
 from lpo_jax.policy.config import PolicyConfig
 from lpo_jax.types import Array
@@ -49,24 +52,35 @@ def together(config: PolicyConfig, prompt_mask: Array, samples: int,
   batch, size = prompt_mask.shape
 
   def responses(x):  # [B, P + K N, ...] -> [B, K, N, ...]
-    return x[:, size:].reshape(batch, samples, -1, *x.shape[2:])
+    return x[:, size:].reshape(len(x), samples, -1, *x.shape[2:])
 
-  def attend(queries, keys, values):
-    if layout is not None:
-      queries, keys, values = (rows.unpack(x, layout, batch)
-                               for x in (queries, keys, values))
+  def mixed(queries, keys, values, prompt_mask, own_mask, attend_own):
     first, kept = whole(config, prompt_mask[:, None])(
       *(x[:, None, :size] for x in (queries, keys, values)))
     keys, values = (_by_head(responses(x)) for x in (keys, values))
-    own = blockwise.Keys(keys, values, jnp.ones((1, 1, keys.shape[3]), bool))
-    shared = blockwise.Keys(*(x[:, 0] for x in kept), prompt_mask)
-    later = flash.attend(config.attention, responses(queries), own, shared,
-                         window=config.sliding_window)
-    later = later.reshape(batch, -1, *later.shape[3:])
-    mixed = jnp.concatenate([first[:, 0], later], axis=1)
-    return mixed if layout is None else rows.pack(mixed, layout), None
+    later = attend_own(responses(queries), blockwise.Keys(keys, values, own_mask),
+                       blockwise.Keys(*(x[:, 0] for x in kept), prompt_mask),
+                       window=config.sliding_window)
+    later = later.reshape(len(first), -1, *later.shape[3:])
+    return jnp.concatenate([first[:, 0], later], axis=1)
 
-  return attend
+  def attend(queries, keys, values):
+    real = jnp.ones((1, 1, (queries.shape[1] - size) // samples), bool)
+    return mixed(queries, keys, values, prompt_mask, real,
+                 functools.partial(flash.attend, config.attention)), None
+
+  def attend_packed(*packed):
+    padded = [rows.unpack(x, layout, batch) for x in packed]
+    if config.attention != 'xla':
+      return rows.pack(attend(*padded)[0], layout), None
+    # A group at a time, so that each costs what its longest response does.
+    own_mask = responses(layout.place.reshape(batch, -1) >= 0)
+    found = jax.lax.map(
+      lambda group: mixed(*group, functools.partial(blockwise.attend, skip=True)),
+      sharding.split((*padded, prompt_mask, own_mask), batch // len(layout.place)))
+    return rows.pack(sharding.joined(found), layout), None
+
+  return attend if layout is None else attend_packed
 
 
 def cached(prompt: attention.Part, cache: kv.Slots, mask: Array, length: Array):
