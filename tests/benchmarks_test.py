@@ -72,9 +72,9 @@ def test_a_step_splits_over_forced_devices_and_pods_are_predicted(
 
 
 def test_a_heavy_tail_is_held_against_one_load_of_full_length(monkeypatch, tmp_path):
-  found = _run(monkeypatch, tail, tmp_path / 'tail.json', '--chunk=8', '--pack=4')
+  found = _run(monkeypatch, tail, tmp_path / 'tail.json', '--chunk=16', '--pack=4')
   jobs = {job: {row['way']: row for row in found['rows'] if row['job'] == job}
-          for job in ('sampling, chunk 8', 'update')}
+          for job in ('sampling, chunk 16', 'update')}
   rows, update_rows = jobs.values()
   peak = rows['peak']
   assert (peak['tokens'], peak['over_ideal']) == (2 * 4 * 32, pytest.approx(1))
