@@ -7,10 +7,9 @@ from their saved log-sum-exp (Dao et al. 2022, arXiv:2205.14135):
   w_s = exp(q k_s - lse)   out = sum_s w_s v_s   delta = <d out, out>
   d q = sum_s w_s (<d out, v_s> - delta) k_s     and so for k and v
 
-Blocks beyond the causal diagonal, or before the sliding window, cost nothing, nor do,
-if asked, those without a real query. All K responses of a group read one copy of their
-prompt's keys and values, and their gradients meet in it. Weights and sums are float32,
-products in the dtype of queries.
+Blocks beyond the causal diagonal, or before the sliding window, cost nothing, nor, if
+asked, do those without a real query. All K responses read one copy of their prompt's
+keys and values. Weights and sums are float32, products in the dtype of queries.
 """
 
 import functools
