@@ -113,7 +113,7 @@ def phases(shape: shapes.Shape, policy, micro_prompts: int, chunk: int) -> dict:
   def learn():
     nonlocal state
     state, metrics, _ = jax.block_until_ready(step(state, batch))
-    assert float(metrics['actor/useful_frac']) == 1, 'the update was skipped'
+    update.check_taken(metrics)
 
   works = {'prefill': roofline.prefill(setting), 'decode': roofline.decode(setting),
            'update': roofline.update(setting)}

@@ -101,20 +101,30 @@ def groups(shape: shapes.Shape, vocab_size: int, lengths=None):
     np.ones(len(prompt), bool)))
 
 
-def ours(shape: shapes.Shape, fields: dict, micro_prompts: int):
-  """Build our update; each side is imported in its own process only."""
+def repeated(step, state, batch):
+  """Return what takes one more step from where the last one ended, for its metrics."""
   import jax
-
-  batch = groups(shape, fields['vocab_size'])
-  step, state = program(shape, fields, micro_prompts)
 
   def once():
     nonlocal state
     state, metrics, _ = jax.block_until_ready(step(state, batch))
     return metrics
 
+  return once
+
+
+def check_taken(metrics) -> None:
+  """Assert that an update's step was taken."""
+  assert float(metrics['actor/useful_frac']) == 1, 'the update was skipped'
+
+
+def ours(shape: shapes.Shape, fields: dict, micro_prompts: int):
+  """Build our update; each side is imported in its own process only."""
+  once = repeated(*program(shape, fields, micro_prompts),
+                  groups(shape, fields['vocab_size']))
+
   def check(metrics):
-    assert float(metrics['actor/useful_frac']) == 1, 'the update was skipped'
+    check_taken(metrics)
     assert float(metrics['response_length/mean']) == shape.new_tokens
 
   return once, check

@@ -163,8 +163,8 @@ def setting(parts: Parts, prompts: int) -> roofline.Setting:
     prompt_width=max(sampling.prompt_buckets) + begun,
     new_tokens=sampling.max_new_tokens, chunk=sampling.chunk,
     micro_prompts=cut.micro_prompts, micro_responses=cut.micro_responses,
-    logprob_chunk=cut.logprob_chunk, minibatches=cut.updates_per_step,
-    epochs=cut.epochs,
+    pack=cut.pack, logprob_chunk=cut.logprob_chunk,
+    minibatches=cut.updates_per_step, epochs=cut.epochs,
     behavior_pass=parts.staleness.off_policy or (
       cut.behavior == 'learner' and cut.updates > 1),
     moment_dtype=parts.optimizer.moment_dtype, data=shape['data'], fsdp=shape['fsdp'],

@@ -70,8 +70,10 @@ def _kept(s: roofline.Setting) -> float:
   keys = s.prompt_width + s.new_tokens
   block = blockwise.block_of(s.new_tokens)
   scores = roofline.stored(policy) * rows * policy.heads / s.tensor * block * keys
-  inner = (4 * policy.width + (3 * policy.heads * policy.head_dim
-                               + 4 * policy.mlp_width) / s.tensor) * size
+  heads = 3 * policy.heads * policy.head_dim
+  if s.pack > 1:  # for attention they lie as padded groups, too
+    heads *= 1 + s.pack
+  inner = (4 * policy.width + (heads + 4 * policy.mlp_width) / s.tensor) * size
   stream = policy.width * size
   if policy.sequence_sharding:
     stream /= s.tensor

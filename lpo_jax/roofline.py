@@ -41,6 +41,7 @@ class Setting:
   prompts_at_once: int = 0  # of B, decoded at once; 0: all
   parked: float = 0.0  # room for rows that wait, in loads; see `sampler.sample`
   patches: int = 0  # M, of a prompt's images
+  pack: int = 1  # times as many groups to a microbatch; see `cut`
 
   @property
   def at_once(self) -> int:

@@ -55,6 +55,20 @@ def test_a_frozen_tower_has_no_moments_and_leaves_only_vectors(shape):
     assert more[phase]['activations'] > found[phase]['activations']
 
 
+@pytest.mark.parametrize('tensor', [1, 2])
+def test_packed_groups_lie_as_padded_ones_for_attention_too(tensor):
+  plain, packed = (footprint.memory(_changed(pack=pack, tensor=tensor))
+                   for pack in (1, 4))
+  assert packed['sample'] == plain['sample']
+  policy, one = roofline_test._ONE.policy, roofline_test._ONE
+  tokens = one.micro_prompts * (one.prompt_width + one.samples * one.new_tokens)
+  size = roofline.BYTES[policy.dtype] * 3 * policy.heads * policy.head_dim / tensor
+  kept = {'none': 2 * policy.layers, 'dots': policy.layers, 'full': 0}[policy.remat]
+  more = packed['update']['activations'] - plain['update']['activations']
+  least = 4 * tokens * size * kept
+  assert least <= more <= least + 2 * 4 * tokens * size and more > 0
+
+
 def test_prompts_decoded_in_turn_hold_less():
   whole, turns, parked = (
     footprint.memory(_changed(prompts_at_once=n, parked=share))['sample']['kv_cache']
