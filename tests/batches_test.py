@@ -31,19 +31,6 @@ ROOT = pathlib.Path(__file__).parents[1]
 COSTS = ('timing_s/', 'perf/')
 
 
-@pytest.fixture(scope='module', autouse=True)
-def _compiled_once(tmp_path_factory):
-  """Keep compiled programs for all runs of this file."""
-  fields = {'jax_compilation_cache_dir': str(tmp_path_factory.mktemp('cache')),
-            'jax_persistent_cache_min_compile_time_secs': 0}
-  before = {name: getattr(jax.config, name) for name in fields}
-  for name, value in fields.items():
-    jax.config.update(name, value)
-  yield
-  for name, value in before.items():
-    jax.config.update(name, value)
-
-
 @pytest.fixture(autouse=True)
 def _at_the_root(monkeypatch):
   monkeypatch.chdir(ROOT)  # the samples' places are relative

@@ -21,9 +21,11 @@ print(len(hits))
 
 
 def start(workdir, **environment):
+  unset = {name: value for name, value in os.environ.items()
+           if name != 'JAX_COMPILATION_CACHE_DIR'}
   found = subprocess.run(
     [sys.executable, '-c', SCRIPT, str(workdir)], cwd=ROOT, capture_output=True,
-    text=True, check=True, env=os.environ | {'JAX_PLATFORMS': 'cpu'} | environment)
+    text=True, check=True, env=unset | {'JAX_PLATFORMS': 'cpu'} | environment)
   folder, hits = found.stdout.split()
   return pathlib.Path(folder), int(hits)
 

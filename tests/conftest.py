@@ -1,14 +1,22 @@
 """What every test runs under: eight CPU devices, and rank promotion as an error.
 
-Programs of tests run once or twice, so they are compiled quickly, not well.
+Programs of tests run once or twice, so they are compiled quickly, not well, and kept
+for the other files, workers and processes of this run: many need the same ones.
 
 The environment is set before anything imports jax. GPU and TPU tests are run by
 setting JAX_PLATFORMS; XLA_FLAGS given from outside are kept.
 """
 
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+_OWN_CACHE = None  # of the process that made it; workers inherit the variable
+if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+  _OWN_CACHE = tempfile.mkdtemp(prefix='lpo_jax_programs_')
+  os.environ['JAX_COMPILATION_CACHE_DIR'] = _OWN_CACHE
+  os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
 _FLAGS = os.environ.get('XLA_FLAGS', '')
 if 'xla_force_host_platform_device_count' not in _FLAGS:
   os.environ['XLA_FLAGS'] = (f'{_FLAGS} --xla_force_host_platform_device_count=8 '
@@ -29,3 +37,9 @@ def fresh_programs():
   """
   yield
   jax.clear_caches()
+
+
+def pytest_unconfigure():
+  """Remove the programs that this run kept."""
+  if _OWN_CACHE:
+    shutil.rmtree(_OWN_CACHE, ignore_errors=True)

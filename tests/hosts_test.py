@@ -53,8 +53,7 @@ FLAGS = (
 def start(folder, name, devices, *flags):
   """Start one process; its words go to `folder`/`name`.txt."""
   environment = os.environ | {
-    'JAX_PLATFORMS': 'cpu', 'JAX_COMPILATION_CACHE_DIR': str(folder / 'cache'),
-    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+    'JAX_PLATFORMS': 'cpu',
     'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices} '
                  # What is compiled here runs a few times: less time for the compiler.
                  '--xla_backend_optimization_level=0 '

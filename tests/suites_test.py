@@ -33,10 +33,7 @@ app.run(main.main, flags_parser=main.parse_flags)
 
 def command(workdir, *flags):
   """Start a process that rewards by length; a random policy then has its numbers."""
-  environment = os.environ | {
-    'JAX_COMPILATION_CACHE_DIR': str(workdir.parent / 'cache'),
-    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-    'XLA_FLAGS': '--xla_backend_optimization_level=0'}
+  environment = os.environ | {'XLA_FLAGS': '--xla_backend_optimization_level=0'}
   return subprocess.Popen(
     [sys.executable, '-c', PROGRAM, *FLAGS, f'--workdir={workdir}', *flags], cwd=ROOT,
     env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
