@@ -35,7 +35,8 @@ MARGIN = 0.9
 RANK = 32  # of the adapters of a row that fits with nothing but adapters trained
 
 
-def config_of(policy: str, machine: str, task: str, at_once: int = 0, rank: int = 0):
+def config_of(policy: str, machine: str, task: str, at_once: int = 0, rank: int = 0,
+              copy: bool = True):
   """Return the configuration of a row.
 
   Args:
@@ -44,6 +45,7 @@ def config_of(policy: str, machine: str, task: str, at_once: int = 0, rank: int 
     task: of TASKS.
     at_once: prompts decoded at once; 0 for all.
     rank: of LoRA adapters on every matrix, in float32; 0 trains everything.
+    copy: whether sampling reads a copy of the weights, where that differs.
   """
   config, (shape, device, _) = base.get_config(), meshes.MESHES[machine]
   batch, width, tokens = TASKS[task]
@@ -53,6 +55,7 @@ def config_of(policy: str, machine: str, task: str, at_once: int = 0, rank: int 
   config.policy.update(name=policy, dtype='bfloat16', remat='full',
                        attention='pallas' if device.startswith('TPU') else 'cudnn')
   config.sampling.update(max_new_tokens=tokens, prompt_buckets=(width,), unroll=False)
+  config.sampling.copy_weights = copy
   config.sampling.patch_buckets = (PATCHES.get(task, 4),)
   config.objective.logprob_chunk = 128
   config.mesh.shape = shape
@@ -72,23 +75,31 @@ def setting_of(config) -> roofline.Setting:
 
 
 def estimate(policy: str, machine: str, task: str) -> dict:
-  """Return a row by estimate: everything trained if that fits, else adapters."""
-  rows = [_estimate(policy, machine, task, rank) for rank in (0, RANK)]
+  """Return a row by estimate: everything trained if that fits, else adapters.
+
+  Sampling reads a copy of the weights unless a step is clearly faster without: the
+  estimate lets every gather hide behind memory, which machines do not.
+  """
+  def rank_of(row):
+    return not row['fits'], row['seconds']['step'] * (1.0 if row['copied'] else 1.01)
+
+  rows = [min((_estimate(policy, machine, task, rank, copy) for copy in (True, False)),
+              key=rank_of) for rank in (0, RANK)]
   return rows[0] if rows[0]['fits'] or not rows[1]['fits'] else rows[1]
 
 
-def _estimate(policy: str, machine: str, task: str, rank: int) -> dict:
+def _estimate(policy: str, machine: str, task: str, rank: int, copy: bool) -> dict:
   """Return a row with as many prompts decoded at once as fit."""
   chip = hardware.chip(meshes.MESHES[machine].device)
   config = config_of(policy, machine, task)
   at_once, found = config.prompts_per_step, []
   while at_once >= config.micro_prompts:  # one prompt a shard of the batch
-    setting = setting_of(config_of(policy, machine, task, at_once, rank))
+    setting = setting_of(config_of(policy, machine, task, at_once, rank, copy))
     phases = footprint.memory(setting)
     largest = max(phases, key=lambda name: phases[name]['total'])
     found.append({
       'how': 'estimated', 'rank': rank, 'at_once': at_once, 'phase': largest,
-      'limit': chip.memory,
+      'copied': roofline.copy_bytes(setting) > 0, 'limit': chip.memory,
       'total': phases[largest]['total'], 'seconds': {
         name: spent['total'] for name, spent in roofline.step(setting, chip).items()},
       'fits': phases[largest]['total'] <= MARGIN * chip.memory})
@@ -98,7 +109,8 @@ def _estimate(policy: str, machine: str, task: str, rank: int) -> dict:
   return found[-1]
 
 
-def compiled(policy: str, machine: str, task: str, at_once: int, rank: int) -> dict:
+def compiled(policy: str, machine: str, task: str, at_once: int, rank: int,
+             copy: bool) -> dict:
   """Return a row by compiling for the machine's topology."""
   from lpo_jax import ahead
 
@@ -106,12 +118,13 @@ def compiled(policy: str, machine: str, task: str, at_once: int, rank: int) -> d
   if not topology:
     raise SystemExit(f'{machine} has no topology in configs/meshes.py: its rows can '
                      'only be estimated')
-  found = ahead.examine(config_of(policy, machine, task, at_once, rank),
+  found = ahead.examine(config_of(policy, machine, task, at_once, rank, copy),
                         ahead.described(topology))
   phases = found['phases']
   largest = max(phases, key=lambda name: phases[name]['total'])
   return {
-    'how': 'compiled', 'rank': rank, 'at_once': at_once, 'phase': largest,
+    'how': 'compiled', 'rank': rank, 'at_once': at_once, 'copied': copy,
+    'phase': largest,
     'limit': found['limit'],
     'total': phases[largest]['total'], 'fits': found['fits'],
     'seconds': {name: spent['total'] for name, spent in found['predicted_s'].items()},
@@ -147,8 +160,9 @@ def document(found: dict) -> str:
       lines += [
         f'### {machine}: {device}, mesh {" x ".join(map(str, shape))}, '
         f'{limit:.1f} GiB a device', '',
-        '| policy | fits | trained | at once | GiB a device | fullest | sample, s | '
-        'update, s | step, s | how |', '|---|---|---|---:|---:|---|---:|---:|---:|---|']
+        '| policy | fits | trained | at once | copied | GiB a device | fullest | '
+        'sample, s | update, s | step, s | how |',
+        '|---|---|---|---:|---|---:|---|---:|---:|---:|---|']
       lines += [_line(policy, found[f'{policy}/{machine}/{task}'])
                 for policy in policies(task)]
       lines.append('')
@@ -161,7 +175,8 @@ def _line(policy: str, row: dict) -> str:
   spent = row['seconds']
   sample = spent['step'] - spent['update']
   trained = f'LoRA {row["rank"]}' if row['rank'] else 'all'
-  return (f'| {policy} | {fits} | {trained} | {row["at_once"]} | '
+  copied = 'yes' if row['copied'] else 'no'
+  return (f'| {policy} | {fits} | {trained} | {row["at_once"]} | {copied} | '
           f'{row["total"] / GIB:.1f} | {row["phase"]} | {sample:.1f} | '
           f'{spent["update"]:.1f} | {spent["step"]:.1f} | {row["how"]} |')
 
@@ -175,6 +190,9 @@ same of any configuration.
   (`sampling.prompts_at_once`): all of them where their keys and values fit, else the
   largest halving that does, down to one a batch shard, and no row waiting for others
   (`sampling.parked=0`).
+- **copied**: sampling reads a copy of the weights, cast and gathered once a batch
+  (`sampling.copy_weights`); `no` where none is needed, or where its memory costs more
+  than it saves.
 - **GiB a device**: in the fullest phase, the optimiser's state included. `compiled`
   rows are the TPU compiler's numbers; `estimated` ones are sums over shapes, which must
   stay below {MARGIN:.0%} of the device to count as fitting.
@@ -212,7 +230,8 @@ def main() -> None:
       raise SystemExit(f'--compile={name}: write POLICY/MACHINE/TASK, of '
                        f'{"; ".join(", ".join(k) for k in known)}')
     row = estimate(*parts)
-    cache[name] = compiled(*parts, args.at_once or row['at_once'], row['rank'])
+    cache[name] = compiled(*parts, args.at_once or row['at_once'], row['rank'],
+                           row['copied'])
     os.makedirs(args.folder, exist_ok=True)
     path.write_text(json.dumps(cache, indent=1) + '\n')
   pathlib.Path(args.folder, 'scale.md').write_text(document(rows(cache)))

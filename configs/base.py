@@ -100,6 +100,7 @@ def get_config() -> ConfigDict:
   config.sampling.top_k = 0  # 0 keeps every token
   config.sampling.top_p = 1.0  # 1 keeps every token
   config.sampling.allow_truncated = False  # train although top_k or top_p cut pi_b
+  config.sampling.copy_weights = True  # cast and gather once a batch, not once a token
   config.sampling.unroll = True  # unroll layers in decode (faster; copies the weights)
 
   config.objective = ConfigDict()

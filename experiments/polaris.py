@@ -24,6 +24,7 @@ def get_config(variant: str = 'qwen3_14b'):
   if name == 'tiny':
     return tiny.setting(config, 'math', new_tokens=16, buckets=(192,))
   paper.reasoning(config, NAMES[name])
+  config.sampling.prompts_at_once = 16  # more do not fit beside the sampler's weights
   config.task.name = 'math'
   config.task.options.update(train='polaris', evals=math.SUITES)
   config.checkpoint.best_metric = 'val/average/mean@n'

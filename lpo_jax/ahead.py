@@ -26,6 +26,7 @@ from lpo_jax import (
   hardware,
   knobs,
   programs,
+  resharding,
   roofline,
   sampler,
   sampler_programs,
@@ -165,10 +166,13 @@ def _compile_all(parts: build.Parts, setting: roofline.Setting):
     batch((prompts, samples), jnp.float32), batch((prompts, samples), jnp.float32),
     batch((prompts,), bool), batch((prompts,)) if parts.staleness.off_policy else None)
   state, found = made.abstract, {}
+  reads = state.params
+  if setting.copy_weights:
+    reads = resharding.described(reads, parts.mesh)
   with jax.set_mesh(parts.mesh):
     at_once = (setting.at_once,)
     lowered, (prompt_kv, cache) = sampler_programs.largest(
-      state.params, batch((*at_once, width)), batch((*at_once, width), bool),
+      reads, batch((*at_once, width)), batch((*at_once, width), bool),
       batch(at_once), parts.mesh,
       samples_per_prompt=samples, max_new_tokens=new, chunk=setting.chunk,
       unroll=parts.sampling.unroll, prompts=prompts,
@@ -182,7 +186,10 @@ def _compile_all(parts: build.Parts, setting: roofline.Setting):
       print(f'compiling {name} ...', file=sys.stderr, flush=True)
       found[name] = _compile(lower)
   tower = state.params.vision if setting.patches else ()
-  held = {'params': _bytes(state.params), 'optimizer': _bytes(state.opt_state),
+  copies = [x for x, y in zip(*map(jax.tree.leaves, (reads, state.params)), strict=True)
+            if x is not y]
+  held = {'params': _bytes(state.params), 'copy': _bytes(copies),
+          'reads': _bytes(reads), 'optimizer': _bytes(state.opt_state),
           'tower': _bytes(tower),
           'prompt_kv': _bytes(prompt_kv), 'cache': _bytes(cache)}
   waiting = setting.parked * (setting.at_once < prompts)
@@ -247,10 +254,13 @@ def _by_kind(compiled: dict, held: dict) -> dict[str, dict[str, float]]:
             'update': 0.0} | ({'encode': 0.0} if 'encode' in compiled else {})
   for name, cache in caches.items():
     program = compiled.get(name)
-    kinds = {'params': held['params'], 'optimizer': held['optimizer'],
-             'kv_cache': cache, 'activations': 0.0}
+    samples = name not in ('update', 'encode')
+    kinds = {'params': held['params'] + samples * held['copy'],
+             'optimizer': held['optimizer'], 'kv_cache': cache, 'activations': 0.0}
     if program:
-      own = held['params'] + (held['optimizer'] if name == 'update' else 0) + cache
+      own = held['reads'] + cache
+      if name == 'update':
+        own = held['params'] + held['optimizer']
       if name == 'encode':  # which takes no more than the tower
         own = held['tower']
       whole = sum(program[part] for part in ('arguments', 'outputs', 'temporaries'))

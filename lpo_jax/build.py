@@ -160,8 +160,8 @@ def setting(parts: Parts, prompts: int) -> roofline.Setting:
   return roofline.Setting(
     policy=parts.policy_config, prompts=prompts, samples=sampling.samples_per_prompt,
     prompts_at_once=sampling.prompts_at_once, parked=sampling.parked,
-    prompt_width=max(sampling.prompt_buckets) + begun,
-    new_tokens=sampling.max_new_tokens, chunk=sampling.chunk,
+    prompt_width=max(sampling.prompt_buckets) + begun, chunk=sampling.chunk,
+    new_tokens=sampling.max_new_tokens, copy_weights=sampling.copy_weights,
     micro_prompts=cut.micro_prompts, micro_responses=cut.micro_responses,
     pack=cut.pack, logprob_chunk=cut.logprob_chunk,
     minibatches=cut.updates_per_step, epochs=cut.epochs,
@@ -288,10 +288,10 @@ def _sampling(config, temperature: float,
   return rollout.SamplingConfig(
     samples_per_prompt=config.samples_per_prompt, temperature=temperature,
     max_new_tokens=config.sampling.max_new_tokens, top_k=config.sampling.top_k,
-    top_p=config.sampling.top_p, chunk=config.sampling.chunk,
+    top_p=config.sampling.top_p, chunk=config.sampling.chunk, processor=processor,
     prompts_at_once=config.sampling.prompts_at_once, parked=config.sampling.parked,
     prompt_buckets=tuple(config.sampling.prompt_buckets),
-    unroll=config.sampling.unroll, processor=processor)
+    unroll=config.sampling.unroll, copy_weights=config.sampling.copy_weights)
 
 
 def _optimizer(config) -> optimizer.OptimizerConfig:

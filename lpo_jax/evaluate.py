@@ -19,7 +19,7 @@ import numpy as np
 from lpo_jax import metrics as metrics_lib
 from lpo_jax import outcomes as outcomes_lib
 from lpo_jax import policy as policies
-from lpo_jax import rollout, tasks
+from lpo_jax import resharding, rollout, tasks
 from lpo_jax import tokenizer as tokenizers
 from lpo_jax.types import Problem
 
@@ -172,6 +172,8 @@ def evaluate(policy: policies.Policy, name: str, asked: tasks.base.EvalSet,
     `truncated_frac` and `answer_missing_frac`, shares of the responses.
   """
   sampling, config = settings(asked, sampling, config)
+  if sampling.copy_weights:
+    policy = resharding.copied(policy, mesh)
   outcomes, metrics = ([], {}) if records is None else records.kept()
   starts = range(len(outcomes), len(asked.problems), config.batch)
   batches = [list(asked.problems[start:start + config.batch]) for start in starts]

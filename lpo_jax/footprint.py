@@ -13,7 +13,8 @@ def memory(s: roofline.Setting) -> dict[str, dict[str, float]]:
   """Return estimated bytes on one device: {phase: {kind: bytes}}.
 
   Phases are `sample` and `update`; kinds are `params`, `optimizer`, `kv_cache`,
-  `activations` and `total`. The optimiser's moments stay where they are meanwhile.
+  `activations` and `total`. The optimiser's moments stay where they are meanwhile; so
+  do the parameters while sampling reads a copy, and both are `params` then.
   """
   policy = s.policy
   matrices, vectors = roofline.parameters(policy)
@@ -44,8 +45,9 @@ def memory(s: roofline.Setting) -> dict[str, dict[str, float]]:
   gradients = 2 * own + 4 * count
   sizes['update'] = {'kv_cache': 0.0, 'activations': gradients + _kept(s)
                      + _pictures(s, s.prompts / s.shards)}
-  for kinds in sizes.values():
-    kinds |= {'params': params, 'optimizer': moments}
+  for phase, kinds in sizes.items():
+    copy = roofline.copy_bytes(s) if phase == 'sample' else 0.0
+    kinds |= {'params': params + copy, 'optimizer': moments}
     kinds['total'] = sum(kinds.values())
   return sizes
 

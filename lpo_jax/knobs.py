@@ -54,6 +54,8 @@ def _alternatives(s: roofline.Setting):
     yield (f'--config.mesh.shape=1,{fsdp},{s.tensor}', changed(data=1, fsdp=fsdp))
   if s.tensor > 1 and not s.policy.sequence_sharding:
     yield '--config.mesh.sequence_sharding=True', policy(sequence_sharding=True)
+  if roofline.copy_bytes(s):
+    yield '--config.sampling.copy_weights=False', changed(copy_weights=False)
   if s.parked and s.at_once < s.prompts:
     yield '--config.sampling.parked=0', changed(parked=0.0)
   if s.at_once % (2 * s.shards) == 0:

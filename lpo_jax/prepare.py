@@ -14,7 +14,15 @@ import concurrent.futures
 import jax
 import numpy as np
 
-from lpo_jax import batches, build, hosts, programs, rollout, sampler_programs
+from lpo_jax import (
+  batches,
+  build,
+  hosts,
+  programs,
+  resharding,
+  rollout,
+  sampler_programs,
+)
 from lpo_jax.policy import lora
 from lpo_jax.types import Groups, Rollouts
 
@@ -114,6 +122,8 @@ def _groups(parts: build.Parts, problems, params) -> Groups:
     encoded.tokens, encoded.mask, np.arange(size, dtype=np.int32),
     np.full(size, sampling.max_new_tokens, np.int32),
     np.zeros(shape, np.float32), np.ones(size, bool)), parts.mesh)
+  if sampling.copy_weights:
+    params = resharding.described(params, parts.mesh)
   responses = sampler_programs.compile_first(
     params, prompt, mask, jax.random.key(0), row_ids, limits,
     samples_per_prompt=sampling.samples_per_prompt,

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
-from lpo_jax import hosts, images, prompts, sampler, sharding, tasks
+from lpo_jax import hosts, images, prompts, resharding, sampler, sharding, tasks
 from lpo_jax import metrics as metrics_lib
 from lpo_jax import policy as policies
 from lpo_jax import rewards as rewards_lib
@@ -37,6 +37,7 @@ class SamplingConfig:
   parked: float = 0.0  # room for rows that wait for others, in loads of full length
   prompt_buckets: tuple[int, ...] = (64, 128, 256, 512, 1024)
   unroll: bool = True
+  copy_weights: bool = True  # where it spares work for every token, see `resharding`
   processor: images.Processor | None = None  # None: the policy reads text only
 
 
@@ -193,7 +194,7 @@ def begin(policy: policies.Policy, problems: Sequence[Problem], key: jax.Array,
     tokenizer: of the policy.
     config: how to sample.
     mesh: where.
-    phases: timer; `sample` and `grade` are added to.
+    phases: timer; `reshard`, `sample` and `grade` are added to.
     weights: of the parts of a reward.
     recorded: the responses, instead of sampling them; of text only.
 
@@ -203,6 +204,8 @@ def begin(policy: policies.Policy, problems: Sequence[Problem], key: jax.Array,
     metrics.jsonl.
   """
   judging = _Judging(task, problems, tokenizer, mesh, config.prompts_at_once)
+  if recorded is None and config.copy_weights:
+    policy = resharding.copied(policy, mesh, phases('reshard'))
   with phases('sample'):
     encoded = encode(problems, tokenizer, config)
     if recorded is None:

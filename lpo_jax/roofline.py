@@ -41,6 +41,7 @@ class Setting:
   prompts_at_once: int = 0  # of B, decoded at once; 0: all
   parked: float = 0.0  # room for rows that wait, in loads; see `sampler.sample`
   patches: int = 0  # M, of a prompt's images
+  copy_weights: bool = False  # for sampling, of those that need it; see `resharding`
   pack: int = 1  # times as many groups to a microbatch; see `cut`
 
   @property
@@ -158,10 +159,28 @@ def encode(s: Setting, prompts: float | None = None) -> Work:
   weights = policy.vision.parameters(policy.width)[0] * size / s.tensor
   passes = max(prompts / s.shards / sampler.ENCODED_AT_ONCE, 1.0)
   rows = prompts / s.shards * s.patches * policy.vision.width * size
-  layers = policy.vision.layers
-  return Work(flops / s.devices, passes * weights + 12 * layers * rows,
+  rows *= policy.vision.layers
+  return Work(flops / s.devices, passes * weights + 12 * rows,
               passes * weights * (s.fsdp - 1) / s.fsdp,
-              4 * layers * rows * (s.tensor - 1) / s.tensor)
+              4 * rows * (s.tensor - 1) / s.tensor)
+
+
+def copy_bytes(s: Setting) -> float:
+  """Return the bytes on a device of what sampling has a copy of, see `resharding`."""
+  policy, count = s.policy, 0.0
+  tower = policy.vision.parameters(policy.width)[0] if policy.vision else 0
+  if s.fsdp > 1 or policy.param_dtype != policy.dtype:
+    count += (parameters(policy)[0] - tower) / s.tensor
+  if s.fsdp > 1 or policy.dtype != 'float32':  # of adapters A is whole, B is split
+    count += policy.adapter_params * (1 + 1 / s.tensor) / 2
+  return s.copy_weights * count * BYTES[policy.dtype]
+
+
+def reshard(s: Setting) -> Work:
+  """Return the work of making that copy."""
+  made = copy_bytes(s)
+  held = made / s.fsdp * BYTES[s.policy.param_dtype] / BYTES[s.policy.dtype]
+  return Work(0.0, held + made, made * (s.fsdp - 1) / s.fsdp, 0.0)
 
 
 def prefill(s: Setting) -> Work:
@@ -169,17 +188,17 @@ def prefill(s: Setting) -> Work:
   blocks, attention = forward_flops(s.policy, s.prompts, s.prompt_width,
                                     _causal(s.prompt_width))
   flops = blocks + attention + logit_flops(s.policy, s.prompts)
-  moved = _weights(s) + kv_bytes(s.policy, s.prompts * s.prompt_width) / (
-    s.shards * kv_parts(s))
   tokens = s.prompts * s.prompt_width / s.shards
-  return Work(flops / s.devices, moved, _gather(s), 2 * _reduce(s, tokens))
+  moved = _weights(s) + kv_bytes(s.policy, tokens) / kv_parts(s)
+  return Work(flops / s.devices, moved, (not s.copy_weights) * _gather(s),
+              2 * _reduce(s, tokens))
 
 
 def decode(s: Setting) -> Work:
   """Return the work of decoding N tokens of every response, none of which ends early.
 
-  Each token reads the weights and the whole cache, filled or not; prompts that are not
-  decoded at once are decoded one part after the other.
+  Each token reads the weights, gathered anew unless there is a copy, and the cache,
+  filled or not; prompts that are not decoded at once are decoded part after part.
   """
   policy, rows = s.policy, s.at_once * s.samples
   total = Work(0.0, 0.0, 0.0, 0.0)
@@ -190,7 +209,8 @@ def decode(s: Setting) -> Work:
              + kv_bytes(policy, s.at_once * s.prompt_width))
     logits = 4.0 * rows / s.shards * policy.vocab_size / s.tensor
     moved = _weights(s) + cache / (s.shards * kv_parts(s)) + 3 * logits
-    step = Work(flops / s.devices, moved, _gather(s), 2 * _reduce(s, rows / s.shards))
+    step = Work(flops / s.devices, moved, (not s.copy_weights) * _gather(s),
+                2 * _reduce(s, rows / s.shards))
     total += step.times(steps)
   return total.times(s.prompts / s.at_once)
 
@@ -240,7 +260,7 @@ def seconds(work: Work, chip: hardware.Chip) -> dict[str, float]:
 
 def phases(policy: PolicyConfig) -> dict:
   """Return the phases of a step: name -> what counts its work."""
-  found = {'prefill': prefill, 'decode': decode, 'update': update}
+  found = {'reshard': reshard, 'prefill': prefill, 'decode': decode, 'update': update}
   return {'encode': encode} | found if policy.vision else found
 
 

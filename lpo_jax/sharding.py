@@ -123,15 +123,19 @@ def state_shardings(tree, mesh: Mesh):
   parameter is; scalars and norms are replicated.
   """
   def place(path, leaf):
-    spec = [None] * leaf.ndim
-    # A leaf is .value of its nnx.Param, whose own name stands before it.
-    name = getattr(path[-2], 'name', None) if len(path) > 1 else None
-    logical = PARAMETERS.get(name, ())
+    spec, logical = [None] * leaf.ndim, logical_axes(path)
     if leaf.ndim >= len(logical):
       spec[leaf.ndim - len(logical):] = [axis and RULES[axis] for axis in logical]
     return NamedSharding(mesh, PartitionSpec(*spec))
 
   return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def logical_axes(path: tuple) -> tuple[str | None, ...]:
+  """Return the logical axes of the parameter at a tree's path; none of others."""
+  # A leaf is .value of its nnx.Param, whose own name stands before it.
+  name = getattr(path[-2], 'name', None) if len(path) > 1 else None
+  return PARAMETERS.get(name, ())
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -68,8 +68,8 @@ def test_too_small_a_device_is_refused_with_three_knobs(found, tmp_path, monkeyp
   def once(parts, setting):
     calls.append(compiled)
     return found['programs'], {
-      'params': 1e6, 'optimizer': 2e6, 'prompt_kv': 0, 'cache': 1, 'parked': 0,
-      'before_growing': 0}
+      'params': 1e6, 'reads': 1e6, 'copy': 0, 'optimizer': 2e6, 'prompt_kv': 0,
+      'cache': 1, 'parked': 0, 'before_growing': 0}
 
   monkeypatch.setattr(ahead, '_compile_all', once)
   run = tmp_path / 'new' / 'run'

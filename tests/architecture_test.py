@@ -27,7 +27,10 @@ LAYERS = (
     'rewards', 'schedule', 'methods', 'images', 'page', 'tilt', 'refill', 'choices',
     'rows',
   },
-  {'sampler', 'compaction', 'tasks', 'policy', 'prompts', 'sampler_programs'},
+  {
+    'sampler', 'compaction', 'tasks', 'policy', 'prompts', 'sampler_programs',
+    'resharding',
+  },
   {
     'evaluate', 'rollout', 'update', 'microbatch', 'cut', 'warmstart', 'checkpoint',
     'curves', 'workdir', 'roofline', 'footprint', 'knobs', 'outcomes', 'records',
@@ -68,6 +71,7 @@ SIDEWAYS = {
   ('sampler_programs', 'compaction'),
   ('sampler_programs', 'sampler'),
   ('compaction', 'policy'),
+  ('resharding', 'policy'),
   ('briefing', 'build'),
   ('build', 'batches'),
   ('lists', 'counterfactual'),
