@@ -118,6 +118,10 @@ def test_the_paired_study_differs_in_projection_alone(tmp_path):
       assert expected['objective'].pop('aggregation') == 'seq_mean_token_mean'
       other['objective'].pop('aggregation')
       assert json.loads(json.dumps(other)) == expected
+  exact = study.plan(study.load(f'{PAIRED}:exact_small'), str(tmp_path / 'exact'))
+  for name, score, clip in (('grpo', 'mean', 0.2), ('lpo_fwd-grpo', 'sum', None)):
+    found = exact[f'runs/{name}/seed_1'].config.objective
+    assert (found.score, found.token_clip) == (score, clip)
 
 
 def test_a_study_runs_to_its_report_and_says_its_commands(tmp_path):
