@@ -27,10 +27,8 @@ def described(policy: Policy, mesh: jax.sharding.Mesh) -> Policy:
   Returns:
     A tree like `policy`; leaves that need no copy are its own.
   """
-  dtype = jnp.dtype(policy.config.dtype)
-
   def leaf(path, x):
-    axes = sharding.logical_axes(path)
+    axes, dtype = sharding.logical_axes(path), jnp.dtype(policy.config.dtype)
     matrix = len(axes) > 1 and getattr(path[0], 'name', None) != 'vision'
     split = mesh.shape[sharding.RULES['embed']] > 1 and 'embed' in axes
     if not matrix or (x.dtype == dtype and not split):
