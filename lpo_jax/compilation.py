@@ -1,8 +1,9 @@
 """Compiled programs are kept beside the runs, so that the next one starts sooner.
 
-JAX's persistent cache, in WORKDIR/../.compiled/ unless `JAX_COMPILATION_CACHE_DIR` or
-the program says otherwise. What XLA makes for a CPU holds its instructions, and folders
-of runs are shared between machines: each kind of processor has a folder of its own.
+JAX's persistent cache, in WORKDIR/../.compiled/, for the runs of a study in
+DIR/.compiled/, unless `JAX_COMPILATION_CACHE_DIR` or the program says otherwise. What
+XLA makes for a CPU holds its instructions, and folders of runs are shared between
+machines: each kind of processor has a folder of its own.
 """
 
 import hashlib
@@ -23,10 +24,26 @@ def keep(workdir: str) -> str:
   """
   if jax.config.jax_compilation_cache_dir:
     return jax.config.jax_compilation_cache_dir
-  folder = os.path.join(os.path.dirname(os.path.abspath(workdir)), FOLDER, _processor())
-  jax.config.update('jax_compilation_cache_dir', folder)
-  jax.config.update('jax_persistent_cache_min_compile_time_secs', LEAST_S)
-  return folder
+  options = _options(os.path.dirname(os.path.abspath(workdir)))
+  for name, value in options.items():
+    jax.config.update(name, value)
+  return options['jax_compilation_cache_dir']
+
+
+def shared(folder: str) -> dict[str, str]:
+  """Return the environment in which processes share what they compile, in `folder`.
+
+  A cache that this process's environment sets already stays the children's, too.
+  """
+  if os.environ.get('JAX_COMPILATION_CACHE_DIR'):
+    return {}
+  return {name.upper(): str(value)
+          for name, value in _options(os.path.abspath(folder)).items()}
+
+
+def _options(folder: str) -> dict[str, str | float]:
+  return {'jax_compilation_cache_dir': os.path.join(folder, FOLDER, _processor()),
+          'jax_persistent_cache_min_compile_time_secs': LEAST_S}
 
 
 def _processor() -> str:

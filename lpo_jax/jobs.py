@@ -1,7 +1,8 @@
 """Runs as processes side by side; resumed where they were killed, never repeated.
 
-On CPU each has cores of its own, because XLA's threads would share all of them. A
-child ends with this process, after saving, so that the next start finds no other.
+On CPU each has cores of its own, because XLA's threads would share all of them. What
+one compiles the others find. A child ends with this process, after saving, so that the
+next start finds no other.
 """
 
 import ctypes
@@ -15,7 +16,7 @@ import sys
 import time
 from collections.abc import Iterable
 
-from lpo_jax import workdir
+from lpo_jax import compilation, workdir
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Runner:
 
     Args:
       jobs: of `plan`.
-      logs: folder of what they say.
+      logs: folder of what they say; what they compile is kept beside it.
       processes: at once; 0 for one a core on CPU, one on accelerators.
     """
     self._jobs, self._logs = list(jobs), logs
@@ -55,6 +56,7 @@ class Runner:
     count = processes or (max(1, len(cores)) if _on_cpu() else 1)
     share = max(1, len(cores) // count)
     self._free = [cores[i * share:(i + 1) * share] for i in range(count)]
+    self._environment = os.environ | compilation.shared(str(logs.parent))
     self._running = {}  # job -> process, its cores, when it began
     self.failed = {}  # name -> why
 
@@ -94,6 +96,7 @@ class Runner:
         with log.open('a') as file:
           process = subprocess.Popen(
             job.command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
+            env=self._environment,
             preexec_fn=_child(cores) if sys.platform == 'linux' else None)
         self._running[job.name] = (job, process, cores, time.monotonic())
       else:

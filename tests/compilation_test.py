@@ -5,6 +5,8 @@ import pathlib
 import subprocess
 import sys
 
+from lpo_jax import compilation
+
 ROOT = pathlib.Path(__file__).parents[1]
 SCRIPT = '''
 import sys
@@ -40,6 +42,14 @@ def test_the_next_process_finds_what_was_compiled_for_this_processor(tmp_path):
 def hits_of(folder):
   return sum(path.name.startswith('jit_') and path.name.endswith('-cache')
              for path in folder.iterdir())
+
+
+def test_processes_that_share_a_folder_find_each_others_programs(tmp_path, monkeypatch):
+  monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR', raising=False)
+  together = compilation.shared(str(tmp_path))
+  folder, hits = start(tmp_path / 'a' / 'run', **together)
+  assert folder.parent == tmp_path / '.compiled' and hits == 0
+  assert start(tmp_path / 'b' / 'run', **together) == (folder, hits_of(folder))
 
 
 def test_a_cache_that_is_set_stays(tmp_path):

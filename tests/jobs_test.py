@@ -22,8 +22,9 @@ def leave(*_):
   (folder / 'saved').touch()
   sys.exit(0)
 signal.signal(signal.SIGTERM, leave)
-(folder / 'began').write_text(json.dumps([time.time(), os.getpid(),
-                                          sorted(os.sched_getaffinity(0))]))
+(folder / 'began').write_text(json.dumps([
+  time.time(), os.getpid(), sorted(os.sched_getaffinity(0)),
+  os.environ.get('JAX_COMPILATION_CACHE_DIR')]))
 time.sleep(seconds)
 while len(sys.argv) > 4 and not (folder.parent / sys.argv[4] / 'began').exists():
   time.sleep(0.05)
@@ -69,6 +70,16 @@ def test_jobs_side_by_side_have_cores_of_their_own(tmp_path):
               tmp_path / 'logs', 2).run()
   one, two = began(tmp_path, 'a')[2], began(tmp_path, 'b')[2]
   assert set(one).isdisjoint(two) and set(one + two) <= cores
+
+
+def test_jobs_share_what_they_compile_where_the_user_set_no_cache(tmp_path, monkeypatch):
+  monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR', raising=False)
+  jobs.Runner([job(tmp_path, 'a'), job(tmp_path, 'b')], tmp_path / 'logs', 1).run()
+  kept = [pathlib.Path(began(tmp_path, name)[3]) for name in 'ab']
+  assert kept[0] == kept[1] and kept[0].parent == tmp_path / '.compiled'
+  monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(tmp_path / 'mine'))
+  jobs.Runner([job(tmp_path, 'c')], tmp_path / 'logs', 1).run()
+  assert began(tmp_path, 'c')[3] == str(tmp_path / 'mine')
 
 
 def test_a_failure_is_told_and_takes_along_only_what_needs_it(tmp_path, capsys):

@@ -14,11 +14,12 @@ from lpo_jax import study
 
 TAU, GAMMA = 0.5, 0.5
 
+SHARP = {'objective.temperature.rule': 'constant', 'objective.temperature.value': TAU}
 BONUSES = {
-  'none': {'objective.temperature.value': TAU},
-  'warmer': {'objective.temperature.value': TAU + GAMMA},
-  'simplex': {'objective.temperature.value': TAU, 'objective.entropy_bonus': GAMMA},
-  'policy': {'objective.temperature.value': TAU, 'objective.entropy_bonus': GAMMA,
+  'none': SHARP,
+  'warmer': {**SHARP, 'objective.temperature.value': TAU + GAMMA},
+  'simplex': {**SHARP, 'objective.entropy_bonus': GAMMA},
+  'policy': {**SHARP, 'objective.entropy_bonus': GAMMA,
              'objective.entropy_of': 'policy'},
 }
 DATA = {
@@ -35,5 +36,4 @@ def get_study(variant: str = 'small') -> study.Study:
                   ('simplex', 'warmer'), ('policy', 'warmer'), ('warmer', 'none')))
   return study.Study(
     base=f'experiments/countdown.py:{variant}',
-    fixed={'objective.temperature.rule': 'constant'},
     runs=study.cross(methods, BONUSES, DATA), pairs=pairs)
