@@ -20,7 +20,8 @@ from lpo_jax import build, footprint, hardware, roofline
 from lpo_jax.hardware import GIB
 
 # Policies that no machine minds.
-SCRATCH = ('countdown_small', 'countdown_tiny', 'bytes_tiny', 'figures_small', 'bench')
+SCRATCH = ('countdown_small', 'countdown_narrow', 'countdown_tiny', 'bytes_tiny',
+           'figures_small', 'bench')
 POLICIES = tuple(name for name in models.POLICIES if name not in SCRATCH)
 MACHINES = tuple(name for name, machine in meshes.MESHES.items()
                  if machine.device != 'any')

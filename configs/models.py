@@ -29,6 +29,10 @@ POLICIES = {
   'countdown_small': PolicyConfig(
     vocab_size=116, width=128, layers=4, heads=4, kv_heads=2, head_dim=32,
     mlp_width=256, qk_norm=True),
+  # A quarter of it, 0.16 M: does what is found hold at another size?
+  'countdown_narrow': PolicyConfig(
+    vocab_size=116, width=64, layers=4, heads=4, kv_heads=2, head_dim=16, mlp_width=128,
+    qk_norm=True),
   # Smaller still, for tests.
   'countdown_tiny': PolicyConfig(
     vocab_size=116, width=32, layers=2, heads=2, kv_heads=1, head_dim=16,

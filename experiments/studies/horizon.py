@@ -1,7 +1,8 @@
 """Who leads, and when? GRPO and LPO-fwd after 120, 400 and 1000 iterations.
 
 One run of 1000 iterations, evaluated every 40, says all three. At equal pass@1, does
-LPO-fwd keep more pass@k, or is it only slower? `n34` asks the same of 3 to 4 numbers.
+LPO-fwd keep more pass@k, or is it only slower? `n34` asks the same of 3 to 4 numbers,
+`narrow` of a policy of a quarter of the size.
 
 python -m lpo_jax.study --study=experiments/studies/horizon.py --out=runs/horizon
 """
