@@ -8,7 +8,7 @@ Variants, as experiments/countdown.py:NAME
   long    the same for 1000 iterations, where LPO should be judged: held-out mean@16
           .26 -> .60, pass@16 .88 -> .77 (GRPO .61 and .65), seeds 0-2, 15 min a core
   n34     3 to 4 numbers
-  narrow  small with a policy of 0.16 M parameters instead of 0.6 M
+  narrow  small with a policy of 0.16 M parameters; 500 warm-start steps
   tiny    seconds long, for tests: the same path, nothing learned
   qwen3_4b  llama3_8b  mistral_7b  deepseek_1p5b
           the paper's setting (arXiv:2605.06139, D.1 to D.3) on its backbones, 8 GPUs;
@@ -64,6 +64,7 @@ def get_config(variant: str = 'small'):
     config.sampling.max_new_tokens = 32
   if variant == 'narrow':
     config.policy.name = 'countdown_narrow'
+    config.warmstart.steps = 500
   if variant == 'tiny':
     tiny(config)
   return config
