@@ -72,7 +72,7 @@ def test_jobs_side_by_side_have_cores_of_their_own(tmp_path):
   assert set(one).isdisjoint(two) and set(one + two) <= cores
 
 
-def test_jobs_share_what_they_compile_where_the_user_set_no_cache(tmp_path, monkeypatch):
+def test_jobs_share_what_they_compile_unless_a_cache_is_set(tmp_path, monkeypatch):
   monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR', raising=False)
   jobs.Runner([job(tmp_path, 'a'), job(tmp_path, 'b')], tmp_path / 'logs', 1).run()
   kept = [pathlib.Path(began(tmp_path, name)[3]) for name in 'ab']
