@@ -20,7 +20,8 @@ if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
 _FLAGS = os.environ.get('XLA_FLAGS', '')
 if 'xla_force_host_platform_device_count' not in _FLAGS:
   os.environ['XLA_FLAGS'] = (f'{_FLAGS} --xla_force_host_platform_device_count=8 '
-                             '--xla_backend_optimization_level=0').strip()
+                             '--xla_backend_optimization_level=0 '
+                             '--xla_cpu_use_fusion_emitters=false').strip()
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
