@@ -78,6 +78,7 @@ def get_config() -> ConfigDict:
   config.mesh = ConfigDict()
   config.mesh.shape = (1, 1, 1)  # devices along each axis
   config.mesh.axes = ('data', 'fsdp', 'tensor')
+  config.mesh.sampling_shape = ()  # while sampling; (): the same, or a CPU's cores
   config.mesh.sequence_sharding = False  # split long activations over tensor, too
 
   config.warmstart = ConfigDict()

@@ -7,6 +7,7 @@ program holds on a device; `roofline` says how long it takes at least, and which
 settings would save most where it does not fit.
 """
 
+import functools
 import json
 import math
 import os
@@ -152,10 +153,10 @@ def _compile_all(parts: build.Parts, setting: roofline.Setting):
   prompts, samples = setting.prompts, setting.samples
   width, new = setting.prompt_width, setting.new_tokens
 
-  def batch(shape, dtype=jnp.int32):
-    axes = ('batch', *[None] * (len(shape) - 1))
-    place = sharding.placement(shape, axes, parts.mesh)
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+  onto = resharding.mesh_of(parts.mesh, parts.sampling.mesh_shape)
+
+  def batch(shape, dtype=jnp.int32, mesh=parts.mesh):
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=resharding.place(shape, mesh))
 
   responses = (prompts, samples, new)
   prompt, mask = batch((prompts, width)), batch((prompts, width), bool)
@@ -168,22 +169,23 @@ def _compile_all(parts: build.Parts, setting: roofline.Setting):
   state, found = made.abstract, {}
   reads = state.params
   if setting.copy_weights:
-    reads = resharding.described(reads, parts.mesh)
-  with jax.set_mesh(parts.mesh):
-    at_once = (setting.at_once,)
+    reads = resharding.described(reads, parts.mesh, onto)
+  there, at_once = functools.partial(batch, mesh=onto), (setting.at_once,)
+  with jax.set_mesh(onto):
     lowered, (prompt_kv, cache) = sampler_programs.largest(
-      reads, batch((*at_once, width)), batch((*at_once, width), bool),
-      batch(at_once), parts.mesh,
+      reads, there((*at_once, width)), there((*at_once, width), bool),
+      there(at_once), onto,
       samples_per_prompt=samples, max_new_tokens=new, chunk=setting.chunk,
       unroll=parts.sampling.unroll, prompts=prompts,
       apart=setting.parked > 0,
-      images=_images(setting, *at_once, batch, True))
-    if setting.patches:
-      lowered['encode'] = lambda: sampler.encode.lower(
-        state.params, _images(setting, prompts, batch, False))
-    lowered['update'] = lambda: made.update.lower(state, groups)
-    for name, lower in lowered.items():
-      print(f'compiling {name} ...', file=sys.stderr, flush=True)
+      images=_images(setting, *at_once, there, True))
+  if setting.patches:
+    lowered['encode'] = lambda: sampler.encode.lower(
+      reads, _images(setting, prompts, there, False))
+  lowered['update'] = lambda: made.update.lower(state, groups)
+  for name, lower in lowered.items():
+    print(f'compiling {name} ...', file=sys.stderr, flush=True)
+    with jax.set_mesh(parts.mesh if name == 'update' else onto):
       found[name] = _compile(lower)
   tower = state.params.vision if setting.patches else ()
   copies = [x for x, y in zip(*map(jax.tree.leaves, (reads, state.params)), strict=True)

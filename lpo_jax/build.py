@@ -5,7 +5,7 @@ plain arguments or the frozen records made here.
 """
 
 import dataclasses
-import os
+import math
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ from configs import models
 from lpo_jax import (
   batches,
   checks,
+  cores,
   evaluate,
   hosts,
   hub,
@@ -25,6 +26,7 @@ from lpo_jax import (
   policy,
   prompts,
   replay,
+  resharding,
   rewards,
   rollout,
   roofline,
@@ -116,13 +118,7 @@ def plan(config, mesh=None) -> Parts:
   objective.build(objective_config, config.samples_per_prompt)
   weights = hub.resolve(config.policy.path) if config.policy.path else ''
   policy_config, attention = _policy(config, weights, policy.platform_of(mesh))
-  sharding.check_divisible(mesh, {
-    'batch': config.prompts_per_step, 'heads': policy_config.heads,
-    'kv_heads': policy_config.kv_heads, 'mlp': policy_config.mlp_width,
-    'embed': policy_config.width, 'vocab': policy_config.vocab_size})
-  if tower := policy_config.vision:
-    sharding.check_divisible(mesh, {'heads': tower.heads, 'mlp': tower.mlp_width,
-                                    'embed': tower.width})
+  sharding.check_policy(mesh, config.prompts_per_step, policy_config)
   staleness = replay.Staleness(
     config.async_rollouts, config.replay.fraction, config.replay.capacity,
     config.replay.max_age, config.replay.min_ess)
@@ -132,14 +128,20 @@ def plan(config, mesh=None) -> Parts:
   level = step_level.plan(
     config.step_level.fraction, config.step_level.prefix, config.prompts_per_step,
     config.sampling.max_new_tokens, config.sampling.prompts_at_once, shards)
+  sampling_shape = ()
+  if config.sampling.copy_weights:  # all that is sampled are so many prompts, or more
+    least = math.gcd(at_once, level.local if level else staleness.past(
+      config.prompts_per_step))
+    sampling_shape = resharding.layout(tuple(config.mesh.sampling_shape), mesh, least,
+                                       config.samples_per_prompt, policy_config)
   processor = _processor(config, policy_config, weights)
+  elsewhere = policy_config.lora and weights and not (config.init_from
+                                                      or config.warmstart.steps)
   return Parts(
-    policy_config=policy_config, weights=weights,
-    base_elsewhere=bool(policy_config.lora and weights and not config.init_from
-                        and not config.warmstart.steps), task=None, tokenizer=None,
-    train_problems=None, described={}, eval_sets=None,
-    sampling=_sampling(config, config.sampling.temperature, processor),
-    eval_sampling=_sampling(config, config.eval.temperature, processor),
+    policy_config=policy_config, weights=weights, base_elsewhere=bool(elsewhere),
+    task=None, tokenizer=None, train_problems=None, described={}, eval_sets=None,
+    sampling=_sampling(config, config.sampling.temperature, processor, sampling_shape),
+    eval_sampling=_sampling(config, config.eval.temperature, processor, sampling_shape),
     reward=_reward(config),
     evaluation=evaluate.EvalConfig(config.eval.samples, config.eval.final_samples,
                                    tuple(config.eval.pass_at), config.prompts_per_step),
@@ -155,7 +157,7 @@ def setting(parts: Parts, prompts: int) -> roofline.Setting:
     parts: of the run; prompts are taken to be as wide as the widest bucket.
     prompts: B.
   """
-  cut, sampling, shape = parts.update, parts.sampling, parts.mesh.shape
+  cut, sampling = parts.update, parts.sampling
   begun = parts.step_level.prefix if parts.step_level else 0
   return roofline.Setting(
     policy=parts.policy_config, prompts=prompts, samples=sampling.samples_per_prompt,
@@ -167,8 +169,8 @@ def setting(parts: Parts, prompts: int) -> roofline.Setting:
     minibatches=cut.updates_per_step, epochs=cut.epochs,
     behavior_pass=parts.staleness.off_policy or (
       cut.behavior == 'learner' and cut.updates > 1),
-    moment_dtype=parts.optimizer.moment_dtype, data=shape['data'], fsdp=shape['fsdp'],
-    tensor=shape['tensor'],
+    moment_dtype=parts.optimizer.moment_dtype, **parts.mesh.shape,
+    sampling_mesh=sampling.mesh_shape,
     patches=max(sampling.processor.buckets) if sampling.processor else 0)
 
 
@@ -244,8 +246,7 @@ def start_task(config, task) -> None:
   Raises:
     ValueError: verdicts cannot be given on this machine; says the remedy.
   """
-  workers = config.task.workers or len(os.sched_getaffinity(0))
-  task.start(workers, config.task.deadline_s)
+  task.start(config.task.workers or cores.count(), config.task.deadline_s)
 
 
 def _reward(config) -> rewards.Weights:
@@ -283,15 +284,16 @@ def _processor(config, policy_config: policy.PolicyConfig,
     buckets=tuple(config.sampling.patch_buckets), **stated)
 
 
-def _sampling(config, temperature: float,
-              processor: images.Processor | None) -> rollout.SamplingConfig:
+def _sampling(config, temperature: float, processor: images.Processor | None,
+              mesh_shape: tuple[int, ...]) -> rollout.SamplingConfig:
   return rollout.SamplingConfig(
     samples_per_prompt=config.samples_per_prompt, temperature=temperature,
     max_new_tokens=config.sampling.max_new_tokens, top_k=config.sampling.top_k,
     top_p=config.sampling.top_p, chunk=config.sampling.chunk, processor=processor,
     prompts_at_once=config.sampling.prompts_at_once, parked=config.sampling.parked,
     prompt_buckets=tuple(config.sampling.prompt_buckets),
-    unroll=config.sampling.unroll, copy_weights=config.sampling.copy_weights)
+    unroll=config.sampling.unroll, copy_weights=config.sampling.copy_weights,
+    mesh_shape=mesh_shape)
 
 
 def _optimizer(config) -> optimizer.OptimizerConfig:

@@ -26,6 +26,9 @@ def check(config) -> None:
   if config.task.workers < 0 or not config.task.deadline_s > 0:
     raise ValueError(f'task.workers={config.task.workers}, task.deadline_s='
                      f'{config.task.deadline_s}: need workers >= 0 and deadline_s > 0')
+  if config.mesh.sampling_shape and not config.sampling.copy_weights:
+    raise ValueError(f'mesh.sampling_shape={tuple(config.mesh.sampling_shape)} samples '
+                     'from a copy of the weights: set sampling.copy_weights=True')
   top_k, top_p = config.sampling.top_k, config.sampling.top_p
   if (top_k > 0 or top_p < 1) and not config.sampling.allow_truncated:
     raise ValueError(

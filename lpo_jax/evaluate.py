@@ -164,7 +164,7 @@ def evaluate(policy: policies.Policy, name: str, asked: tasks.base.EvalSet,
     key: PRNG key; the same key gives the same samples.
     sampling: how to sample.
     config: what to measure.
-    mesh: where.
+    mesh: where the policy is.
     records: where outcomes are kept, and those that need not be asked again.
 
   Returns:
@@ -172,14 +172,15 @@ def evaluate(policy: policies.Policy, name: str, asked: tasks.base.EvalSet,
     `truncated_frac` and `answer_missing_frac`, shares of the responses.
   """
   sampling, config = settings(asked, sampling, config)
+  onto = resharding.mesh_of(mesh, sampling.mesh_shape)
   if sampling.copy_weights:
-    policy = resharding.copied(policy, mesh)
+    policy = resharding.copied(policy, mesh, onto)
   outcomes, metrics = ([], {}) if records is None else records.kept()
   starts = range(len(outcomes), len(asked.problems), config.batch)
   batches = [list(asked.problems[start:start + config.batch]) for start in starts]
   waiting = (outcomes_lib.ask(
     policy, batch, start, config.batch, config.responses, task, tokenizer, key,
-    sampling, mesh, records is not None)
+    sampling, onto, records is not None)
     for start, batch in zip(starts, batches, strict=True))
   for batch, judged in zip(batches, outcomes_lib.one_behind(waiting), strict=True):
     found, more = judged()

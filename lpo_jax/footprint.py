@@ -29,7 +29,8 @@ def memory(s: roofline.Setting) -> dict[str, dict[str, float]]:
     own = count * roofline.BYTES['float32']
     params += own
   moments = 2 * count * roofline.BYTES[s.moment_dtype]
-  prompts, sizes = s.at_once / s.shards, {}
+  t, sizes = s.sampling, {}
+  prompts = s.at_once / t.shards
   rows = prompts * s.samples
   caches = [capacity for _, capacity in sampler.capacities(s.new_tokens, s.chunk)]
   held = sum(sorted(set(caches))[-2:])  # the old one and the new, while it grows
@@ -37,10 +38,9 @@ def memory(s: roofline.Setting) -> dict[str, dict[str, float]]:
     held, prompts = held + s.parked * s.new_tokens, (1 + s.parked) * rows
   cache = (roofline.cache_bytes(policy, rows * held)
            + roofline.kv_bytes(policy, prompts * s.prompt_width))
-  prompts = s.prompts / s.shards
-  logits = 4.0 * rows * policy.vocab_size / s.tensor
-  sizes['sample'] = {'kv_cache': cache / roofline.kv_parts(s), 'activations':
-                     3 * logits + _one_layer(s) + _pictures(s, prompts)}
+  logits = 4.0 * rows * policy.vocab_size / t.tensor
+  sizes['sample'] = {'kv_cache': cache / roofline.kv_parts(t), 'activations':
+                     3 * logits + _one_layer(t) + _pictures(t, s.prompts / t.shards)}
   # Gradients of the minibatch and of the microbatch, and the new moments.
   gradients = 2 * own + 4 * count
   sizes['update'] = {'kv_cache': 0.0, 'activations': gradients + _kept(s)

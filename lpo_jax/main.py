@@ -46,13 +46,15 @@ def main(argv) -> int:
   # Imported after the flags, so that --help is quick.
   if _MODE.value == 'compile':
     return _compile()
-  from lpo_jax import allocator, hosts
+  from lpo_jax import allocator, cores, hosts
 
   allocator.keep_freed_memory()
   asked = (_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
   try:
     if _DISTRIBUTED.value or asked != (None, None, None):
       hosts.join(*asked, heartbeat_s=_HEARTBEAT.value)
+    else:
+      cores.offer()
   except ValueError as error:
     return _refuse(error)
   with hosts.all_or_none():

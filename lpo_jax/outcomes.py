@@ -68,7 +68,7 @@ def ask(policy: policies.Policy, problems: Sequence[Problem], start: int, batch:
     tokenizer: of the policy.
     key: PRNG key of the set.
     sampling: how; its K is drawn per round.
-    mesh: where.
+    mesh: that samples.
     with_texts: outcomes have the responses' texts, on every process.
 
   Returns:
@@ -106,7 +106,8 @@ def _draw(policy, problems, row_ids, own, count, tokenizer, key, sampling, mesh)
   asked = rollout.encode(problems + problems[:1] * short, tokenizer, sampling)
   images = asked.images
   if images is not None:  # once for all rounds
-    images = sampler.encode(policy, hosts.place(images, mesh))
+    with jax.set_mesh(mesh):
+      images = sampler.encode(policy, hosts.place(images, mesh))
   drawn = [[[] for _ in range(own)] for _ in range(3)]
   for index in range(-(-count // sampling.samples_per_prompt)):
     rollouts = rollout.sample(policy, asked.tokens, asked.mask,

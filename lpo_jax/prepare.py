@@ -22,6 +22,7 @@ from lpo_jax import (
   resharding,
   rollout,
   sampler_programs,
+  sharding,
 )
 from lpo_jax.policy import lora
 from lpo_jax.types import Groups, Rollouts
@@ -93,9 +94,7 @@ def begin(config, parts: build.Parts, compiled: programs.Programs, phases,
     return found
 
   def sampler(*_):
-    with jax.set_mesh(mesh):
-      return _groups(parts, batches.training_problems(config, parts, 1),
-                     state.params)
+    return _groups(parts, batches.training_problems(config, parts, 1), state.params)
 
   def update(groups):
     with jax.set_mesh(mesh):
@@ -116,18 +115,29 @@ def begin(config, parts: build.Parts, compiled: programs.Programs, phases,
 def _groups(parts: build.Parts, problems, params) -> Groups:
   """Compile the sampler; return the groups of a step, some of it as shapes."""
   sampling, tokenizer, size = parts.sampling, parts.tokenizer, len(problems)
+  onto = resharding.mesh_of(parts.mesh, sampling.mesh_shape)
   encoded = rollout.encode(problems, tokenizer, sampling)
-  shape = (size, sampling.samples_per_prompt)
-  prompt, mask, row_ids, limits, rewards, keep = hosts.place((
+  inputs = hosts.place((
     encoded.tokens, encoded.mask, np.arange(size, dtype=np.int32),
-    np.full(size, sampling.max_new_tokens, np.int32),
-    np.zeros(shape, np.float32), np.ones(size, bool)), parts.mesh)
+    np.full(size, sampling.max_new_tokens, np.int32)), onto)
   if sampling.copy_weights:
-    params = resharding.described(params, parts.mesh)
-  responses = sampler_programs.compile_first(
-    params, prompt, mask, jax.random.key(0), row_ids, limits,
-    samples_per_prompt=sampling.samples_per_prompt,
-    max_new_tokens=sampling.max_new_tokens, temperature=sampling.temperature,
-    stop_tokens=tokenizer.stop_tokens, top_k=sampling.top_k, top_p=sampling.top_p,
-    pad_token=tokenizer.pad_id, chunk=sampling.chunk, unroll=sampling.unroll)
-  return Groups(Rollouts(prompt, mask, *responses), rewards, rewards, keep)
+    params = resharding.described(params, parts.mesh, onto)
+  prompt, mask, row_ids, limits = inputs
+  key = jax.random.key(0)
+  if sampling.mesh_shape:
+    key = jax.device_put(key, sharding.replicated(onto))
+  with jax.set_mesh(onto):
+    responses = sampler_programs.compile_first(
+      params, prompt, mask, key, row_ids, limits,
+      samples_per_prompt=sampling.samples_per_prompt,
+      max_new_tokens=sampling.max_new_tokens, temperature=sampling.temperature,
+      stop_tokens=tokenizer.stop_tokens, top_k=sampling.top_k, top_p=sampling.top_p,
+      pad_token=tokenizer.pad_id, chunk=sampling.chunk, unroll=sampling.unroll)
+  rollouts = Rollouts(prompt, mask, *responses)
+  if onto != parts.mesh:
+    rollouts = jax.tree.map(lambda x: jax.ShapeDtypeStruct(
+      x.shape, x.dtype, sharding=resharding.place(x.shape, parts.mesh)), rollouts)
+  rewards, keep = hosts.place((
+    np.zeros((size, sampling.samples_per_prompt), np.float32), np.ones(size, bool)),
+    parts.mesh)
+  return Groups(rollouts, rewards, rewards, keep)

@@ -53,6 +53,8 @@ def identity(policy: str, problems: Sequence[Problem], task: dict,
   Raises:
     ValueError: an answer that JSON cannot hold; names the problem.
   """
+  drawn = dataclasses.asdict(sampling)
+  del drawn['mesh_shape']  # where, which decides no sample
   return {
     'policy': policy, 'task': task,
     'problems': _hash([_question(problem) for problem in problems]),
@@ -60,7 +62,7 @@ def identity(policy: str, problems: Sequence[Problem], task: dict,
                      for problem in problems]),
     'stop_tokens': [int(i) for i in tokenizer.stop_tokens],
     'key': jax.random.key_data(key).tolist(), 'responses': config.responses,
-    'sampling': dataclasses.asdict(sampling)}
+    'sampling': drawn}
 
 
 class Records:

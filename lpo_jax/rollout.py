@@ -38,6 +38,7 @@ class SamplingConfig:
   prompt_buckets: tuple[int, ...] = (64, 128, 256, 512, 1024)
   unroll: bool = True
   copy_weights: bool = True  # where it spares work for every token, see `resharding`
+  mesh_shape: tuple[int, ...] = ()  # of the mesh that samples, see `resharding.layout`
   processor: images.Processor | None = None  # None: the policy reads text only
 
 
@@ -62,9 +63,10 @@ def sample(policy: policies.Policy, prompt: np.ndarray, prompt_mask: np.ndarray,
            mesh: jax.sharding.Mesh, row_ids: np.ndarray | None = None,
            images: Images | None = None, limits: np.ndarray | None = None,
            **more) -> Rollouts:
-  """Sample K responses to each encoded prompt, on the mesh; see `sampler.sample`.
+  """Sample K responses to each encoded prompt; see `sampler.sample`.
 
-  Images are patches on the host, or have been encoded (`sampler.encode`).
+  `mesh` is the one that samples and holds the policy, see `resharding`. Images are
+  patches on the host, or have been encoded (`sampler.encode`).
   """
   if row_ids is None:
     row_ids = np.arange(len(prompt), dtype=np.int32)
@@ -74,13 +76,17 @@ def sample(policy: policies.Policy, prompt: np.ndarray, prompt_mask: np.ndarray,
     (prompt, prompt_mask, row_ids, limits), mesh)
   if images is not None and images.features is None:
     images = hosts.place(images, mesh)
-  return sampler.sample(
-    policy, prompt, prompt_mask, key, row_ids=row_ids, limits=limits,
-    samples_per_prompt=config.samples_per_prompt, max_new_tokens=config.max_new_tokens,
-    temperature=config.temperature, stop_tokens=tokenizer.stop_tokens,
-    top_k=config.top_k, top_p=config.top_p, pad_token=tokenizer.pad_id,
-    chunk=config.chunk, prompts_at_once=config.prompts_at_once, parked=config.parked,
-    unroll=config.unroll, images=images, **more)
+  if config.mesh_shape:  # a key made where the policy trains is of that mesh
+    key = jax.device_put(key, sharding.replicated(mesh))
+  with jax.set_mesh(mesh):
+    return sampler.sample(
+      policy, prompt, prompt_mask, key, row_ids=row_ids, limits=limits,
+      samples_per_prompt=config.samples_per_prompt,
+      max_new_tokens=config.max_new_tokens, temperature=config.temperature,
+      stop_tokens=tokenizer.stop_tokens, top_k=config.top_k, top_p=config.top_p,
+      pad_token=tokenizer.pad_id, chunk=config.chunk,
+      prompts_at_once=config.prompts_at_once, parked=config.parked,
+      unroll=config.unroll, images=images, **more)
 
 
 def decode(rollouts: Rollouts, tokenizer: tokenizers.Tokenizer,
@@ -193,7 +199,7 @@ def begin(policy: policies.Policy, problems: Sequence[Problem], key: jax.Array,
     task: verifier.
     tokenizer: of the policy.
     config: how to sample.
-    mesh: where.
+    mesh: where the policy is and the groups are to be.
     phases: timer; `reshard`, `sample` and `grade` are added to.
     weights: of the parts of a reward.
     recorded: the responses, instead of sampling them; of text only.
@@ -203,21 +209,24 @@ def begin(policy: policies.Policy, problems: Sequence[Problem], key: jax.Array,
     what the host knows of them; its rewards are weighed, its metrics named as in
     metrics.jsonl.
   """
-  judging = _Judging(task, problems, tokenizer, mesh, config.prompts_at_once)
+  onto = resharding.mesh_of(mesh, config.mesh_shape if recorded is None else ())
+  judging = _Judging(task, problems, tokenizer, onto, config.prompts_at_once)
   if recorded is None and config.copy_weights:
-    policy = resharding.copied(policy, mesh, phases('reshard'))
+    policy = resharding.copied(policy, mesh, onto, phases('reshard'))
   with phases('sample'):
     encoded = encode(problems, tokenizer, config)
     if recorded is None:
       room = [config.max_new_tokens - len(_prefix(problem)) for problem in problems]
       rollouts = sample(policy, encoded.tokens, encoded.mask, key, config, tokenizer,
-                        mesh, images=encoded.images, limits=np.array(room, np.int32),
+                        onto, images=encoded.images, limits=np.array(room, np.int32),
                         finished=judging.add)
     else:
       rollouts = _replayed(*hosts.place((encoded.tokens, encoded.mask), mesh), recorded)
-    own = hosts.local(rollouts.replace(images=None), mesh)
+    own = hosts.local(rollouts.replace(images=None), onto)
+    if onto != mesh:
+      rollouts = resharding.returned(rollouts, mesh)
     judging.add_rest(own)
-  return lambda: _collected(rollouts, own, judging, config, weights, phases)
+  return lambda: _collected(rollouts, own, judging, config, weights, mesh, phases)
 
 
 class _Judging:
@@ -272,15 +281,14 @@ class _Judging:
                    grading.Verdicts(rewards, metrics, []))
 
 
-def _collected(rollouts, own, judging, config: SamplingConfig, weights,
+def _collected(rollouts, own, judging, config: SamplingConfig, weights, mesh,
                phases) -> tuple[Groups, Graded]:
   """Return the groups and verdicts of `begin`, once they are given."""
   with phases('grade'):
     graded = _weighed(judging, own, config, weights)
     graded = share(graded, graded.rows, judging.size)
   rewards, anchor, keep = hosts.place(
-    (graded.rewards, np.zeros_like(graded.rewards), np.ones(judging.size, bool)),
-    judging.mesh)
+    (graded.rewards, np.zeros_like(graded.rewards), np.ones(judging.size, bool)), mesh)
   return Groups(rollouts, rewards, anchor, keep), graded
 
 

@@ -38,11 +38,18 @@ class Setting:
   data: int  # devices along each axis of the mesh
   fsdp: int
   tensor: int
+  sampling_mesh: tuple[int, ...] = ()  # the same while sampling, where it is otherwise
   prompts_at_once: int = 0  # of B, decoded at once; 0: all
   parked: float = 0.0  # room for rows that wait, in loads; see `sampler.sample`
   patches: int = 0  # M, of a prompt's images
   copy_weights: bool = False  # for sampling, of those that need it; see `resharding`
   pack: int = 1  # times as many groups to a microbatch; see `cut`
+
+  @property
+  def sampling(self) -> 'Setting':
+    """Return the setting on the mesh that samples."""
+    mesh = dict(zip(('data', 'fsdp', 'tensor'), self.sampling_mesh, strict=False))
+    return dataclasses.replace(self, sampling_mesh=(), **mesh)
 
   @property
   def at_once(self) -> int:
@@ -88,10 +95,7 @@ class Work(NamedTuple):
 
 
 def parameters(policy: PolicyConfig) -> tuple[int, int]:
-  """Count a policy's parameters: those in matrices, and those in norms and biases.
-
-  Adapters do not count, see `PolicyConfig.adapter_params`.
-  """
+  """Count a policy's parameters in matrices, without adapters; in norms and biases."""
   tables = policy.vocab_size * policy.width
   matrices = policy.matmul_params_per_token + (0 if policy.tied_embeddings else tables)
   a_layer = 2 * policy.width
@@ -113,9 +117,7 @@ def trained(policy: PolicyConfig) -> tuple[int, int]:
 
 def forward_flops(policy: PolicyConfig, sequences: int, tokens: int,
                   context: float) -> tuple[float, float]:
-  """Return the operations of blocks' matrices, and of attention, in a forward pass.
-
-  Adapters are matrices, too.
+  """Return the operations of blocks' matrices, adapters too, and of attention, forward.
 
   Args:
     policy: its sizes.
@@ -158,8 +160,8 @@ def encode(s: Setting, prompts: float | None = None) -> Work:
   size = BYTES[policy.dtype]
   weights = policy.vision.parameters(policy.width)[0] * size / s.tensor
   passes = max(prompts / s.shards / sampler.ENCODED_AT_ONCE, 1.0)
-  rows = prompts / s.shards * s.patches * policy.vision.width * size
-  rows *= policy.vision.layers
+  rows = prompts / s.shards * s.patches * policy.vision.width * policy.vision.layers
+  rows *= size
   return Work(flops / s.devices, passes * weights + 12 * rows,
               passes * weights * (s.fsdp - 1) / s.fsdp,
               4 * rows * (s.tensor - 1) / s.tensor)
@@ -167,12 +169,14 @@ def encode(s: Setting, prompts: float | None = None) -> Work:
 
 def copy_bytes(s: Setting) -> float:
   """Return the bytes on a device of what sampling has a copy of, see `resharding`."""
-  policy, count = s.policy, 0.0
+  policy, count, there = s.policy, 0.0, s.sampling
   tower = policy.vision.parameters(policy.width)[0] if policy.vision else 0
-  if s.fsdp > 1 or policy.param_dtype != policy.dtype:
-    count += (parameters(policy)[0] - tower) / s.tensor
-  if s.fsdp > 1 or policy.dtype != 'float32':  # of adapters A is whole, B is split
-    count += policy.adapter_params * (1 + 1 / s.tensor) / 2
+  if s.fsdp > 1 or there != s or policy.param_dtype != policy.dtype:
+    count += (parameters(policy)[0] - tower) / there.tensor
+  if s.fsdp > 1 or there != s or policy.dtype != 'float32':  # A is whole, B is split
+    count += policy.adapter_params * (1 + 1 / there.tensor) / 2
+  if there != s:  # the tower is copied as it lies
+    count += tower / (there.fsdp * there.tensor)
   return s.copy_weights * count * BYTES[policy.dtype]
 
 
@@ -180,18 +184,19 @@ def reshard(s: Setting) -> Work:
   """Return the work of making that copy."""
   made = copy_bytes(s)
   held = made / s.fsdp * BYTES[s.policy.param_dtype] / BYTES[s.policy.dtype]
-  return Work(0.0, held + made, made * (s.fsdp - 1) / s.fsdp, 0.0)
+  kept = 0 if s.sampling_mesh else 1 / s.fsdp  # of it is on the device already
+  return Work(0.0, held + made, made * (1 - kept), 0.0)
 
 
 def prefill(s: Setting) -> Work:
   """Return the work of prefilling all prompts."""
+  s = s.sampling
   blocks, attention = forward_flops(s.policy, s.prompts, s.prompt_width,
                                     _causal(s.prompt_width))
-  flops = blocks + attention + logit_flops(s.policy, s.prompts)
+  flops = (blocks + attention + logit_flops(s.policy, s.prompts)) / s.devices
   tokens = s.prompts * s.prompt_width / s.shards
   moved = _weights(s) + kv_bytes(s.policy, tokens) / kv_parts(s)
-  return Work(flops / s.devices, moved, (not s.copy_weights) * _gather(s),
-              2 * _reduce(s, tokens))
+  return Work(flops, moved, (not s.copy_weights) * _gather(s), 2 * _reduce(s, tokens))
 
 
 def decode(s: Setting) -> Work:
@@ -200,7 +205,7 @@ def decode(s: Setting) -> Work:
   Each token reads the weights, gathered anew unless there is a copy, and the cache,
   filled or not; prompts that are not decoded at once are decoded part after part.
   """
-  policy, rows = s.policy, s.at_once * s.samples
+  s, policy, rows = s.sampling, s.policy, s.at_once * s.samples
   total = Work(0.0, 0.0, 0.0, 0.0)
   for steps, capacity in sampler.capacities(s.new_tokens, s.chunk):
     blocks, attention = forward_flops(policy, rows, 1, capacity + s.prompt_width)
@@ -245,10 +250,8 @@ def update(s: Setting) -> Work:
             ) * count / (sum(parameters(policy)) + policy.adapter_params)
   sent = (without + s.microbatches * looks) * _gather(s) + s.microbatches * reduce
   passed = 2 * _reduce(s, tokens) * (passes + s.epochs * looks)
-  found = Work(flops / s.devices, moved, sent, passed)
-  if policy.vision is None or policy.vision_is_frozen:
-    return found
-  return found + encode(s).times(passes + 4 * s.epochs)  # recomputed, then twice back
+  tower = passes + 4 * s.epochs if not policy.vision_is_frozen else 0  # twice back
+  return Work(flops / s.devices, moved, sent, passed) + encode(s).times(tower)
 
 
 def seconds(work: Work, chip: hardware.Chip) -> dict[str, float]:
@@ -261,7 +264,7 @@ def seconds(work: Work, chip: hardware.Chip) -> dict[str, float]:
 def phases(policy: PolicyConfig) -> dict:
   """Return the phases of a step: name -> what counts its work."""
   found = {'reshard': reshard, 'prefill': prefill, 'decode': decode, 'update': update}
-  return {'encode': encode} | found if policy.vision else found
+  return {'encode': lambda s: encode(s.sampling)} | found if policy.vision else found
 
 
 def step(s: Setting, chip: hardware.Chip) -> dict[str, dict[str, float]]:

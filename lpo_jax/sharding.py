@@ -106,6 +106,13 @@ def check_divisible(mesh: Mesh, sizes: dict[str, int]) -> None:
       )
 
 
+def check_policy(mesh: Mesh, batch: int, sizes) -> None:
+  """Raise a ValueError unless a batch and a policy's PolicyConfig split over a mesh."""
+  check_divisible(mesh, {'batch': batch} | sizes.split_sizes)
+  if sizes.vision:
+    check_divisible(mesh, sizes.vision.split_sizes)
+
+
 def notices(mesh: Mesh, kv_heads: int) -> list[str]:
   """Return what a user should know of how a policy is split."""
   tensor = mesh.shape[RULES['kv_heads']]

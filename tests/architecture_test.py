@@ -23,7 +23,8 @@ LAYERS = (
   {'simplex', 'baselines'},
   {
     'exact', 'objective', 'sequence', 'sharding', 'optimizer', 'tokenizer', 'metrics',
-    'phases', 'manifest', 'hardware', 'allocator', 'compilation', 'hosts', 'hub',
+    'phases', 'manifest', 'hardware', 'allocator', 'compilation', 'cores', 'hosts',
+    'hub',
     'rewards', 'schedule', 'methods', 'images', 'page', 'tilt', 'refill', 'choices',
     'rows',
   },

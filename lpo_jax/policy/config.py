@@ -137,6 +137,12 @@ class PolicyConfig:
     return self.vision is not None and (self.vision.frozen or self.lora is not None)
 
   @property
+  def split_sizes(self) -> dict[str, int]:
+    """Return the sizes that must split over a mesh, by axis, see `sharding`."""
+    return {'heads': self.heads, 'kv_heads': self.kv_heads, 'mlp': self.mlp_width,
+            'embed': self.width, 'vocab': self.vocab_size}
+
+  @property
   def matrix_shapes(self) -> dict[str, tuple[int, int]]:
     """Return [D, F] of each of a block's MATRICES."""
     queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim

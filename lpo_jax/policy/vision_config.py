@@ -68,6 +68,11 @@ class VisionConfig:
     """Count the weights of a block that each patch is multiplied with."""
     return 4 * self.width**2 + 3 * self.width * self.mlp_width
 
+  @property
+  def split_sizes(self) -> dict[str, int]:
+    """Return the sizes that must split over a mesh, by axis, see `sharding`."""
+    return {'heads': self.heads, 'mlp': self.mlp_width, 'embed': self.width}
+
   def parameters(self, width: int) -> tuple[int, int]:
     """Count the parameters in matrices, and in norms and biases.
 
