@@ -45,26 +45,24 @@ def ours(shape: shapes.Shape, fields: dict, chunk: int):
   import jax
   import numpy as np
 
-  from lpo_jax import policy as policies
-  from lpo_jax import sampler
+  from lpo_jax import sampler, sharding
 
-  _, samples, _, new = shape
-  config = shapes.our_config(fields, new)
-  policy = jax.jit(lambda key: policies.Policy(config, key))(jax.random.key(0))
-  prompt, _ = shapes.batch(shape, config.vocab_size)
-  mask = np.ones(prompt.shape, bool)
+  prompts, samples, _, new = shape
+  policy, mesh = shapes.to_sample(fields, new, prompts, samples)
+  prompt, _ = shapes.batch(shape, policy.config.vocab_size)
+  prompt, mask = sharding.shard_batch((prompt, np.ones(prompt.shape, bool)), mesh)
   seeds = itertools.count()
 
   def once():
-    return jax.block_until_ready(sampler.sample(
-      policy, prompt, mask, jax.random.key(next(seeds)), samples_per_prompt=samples,
-      max_new_tokens=new, chunk=chunk,
-      unroll=config.unroll))
+    with jax.set_mesh(mesh):
+      return jax.block_until_ready(sampler.sample(
+        policy, prompt, mask, jax.random.key(next(seeds)), samples_per_prompt=samples,
+        max_new_tokens=new, chunk=chunk, unroll=policy.config.unroll))
 
   def check(rollouts):
     assert rollouts.response_mask.shape == (*shape[:2], new)
     assert rollouts.response_mask.all(), 'a response is shorter than asked for'
-    assert (rollouts.logprobs < 0).all()
+    assert (np.asarray(rollouts.logprobs) < 0).all()
 
   return once, check
 

@@ -93,7 +93,7 @@ def phases(shape: shapes.Shape, policy, micro_prompts: int, chunk: int) -> dict:
   import jax
   import numpy as np
 
-  from lpo_jax import roofline, sampler
+  from lpo_jax import roofline, sampler, sharding
 
   fields = dataclasses.asdict(policy)
   chunk = min(chunk, shape.new_tokens)
@@ -101,14 +101,17 @@ def phases(shape: shapes.Shape, policy, micro_prompts: int, chunk: int) -> dict:
                        micro_prompts, chunk)
   step, state = update.program(shape, fields, micro_prompts)
   batch = update.groups(shape, policy.vocab_size)
-  prompt = batch.rollouts.prompt
-  mask, seeds = np.ones(prompt.shape, bool), itertools.count()
+  copy, mesh = shapes.to_sample(fields, shape.new_tokens, shape.prompts, shape.samples)
+  prompt = np.asarray(batch.rollouts.prompt)
+  prompt, mask = sharding.shard_batch((prompt, np.ones(prompt.shape, bool)), mesh)
+  seeds = itertools.count()
 
   def sample(new):
-    return jax.block_until_ready(sampler.sample(
-      state.params, prompt, mask, jax.random.key(next(seeds)),
-      samples_per_prompt=shape.samples, max_new_tokens=new, chunk=chunk,
-      unroll=policy.unroll))
+    with jax.set_mesh(mesh):
+      return jax.block_until_ready(sampler.sample(
+        copy, prompt, mask, jax.random.key(next(seeds)),
+        samples_per_prompt=shape.samples, max_new_tokens=new, chunk=chunk,
+        unroll=policy.unroll))
 
   def learn():
     nonlocal state

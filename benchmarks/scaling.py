@@ -71,9 +71,10 @@ def measure(name: str, size: str, value: int, args) -> dict:
 def forced(shape: shapes.Shape, fields: dict, micro_prompts: int, chunk: int,
            devices: int):
   """Build a step on several devices: forced ones where the platform is a CPU."""
+  import jax
+
   if os.environ['JAX_PLATFORMS'] == 'cpu':
-    os.environ['XLA_FLAGS'] = (os.environ.get('XLA_FLAGS', '') +
-                               f' --xla_force_host_platform_device_count={devices}')
+    jax.config.update('jax_num_cpu_devices', devices)
   return step.ours(shape, fields, micro_prompts, chunk, devices)
 
 

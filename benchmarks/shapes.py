@@ -128,6 +128,26 @@ def our_config(fields: dict, new_tokens: int):
   return dataclasses.replace(config, attention=attention)
 
 
+def to_sample(fields: dict, new_tokens: int, prompts: int, samples: int):
+  """Return a random policy as `train` would sample from it, and the mesh it is on.
+
+  Args:
+    fields: of the PolicyConfig.
+    new_tokens: N.
+    prompts: decoded at once.
+    samples: K.
+  """
+  import jax
+
+  from lpo_jax import policy, resharding, sharding
+
+  config, mesh = our_config(fields, new_tokens), sharding.make_mesh((1, 1, 1))
+  found = jax.jit(lambda key: policy.Policy(config, key))(jax.random.key(0))
+  onto = resharding.mesh_of(mesh, resharding.layout(
+    (), mesh, prompts, samples, config, policy.platform_of(mesh)))
+  return resharding.copied(found, mesh, onto), onto
+
+
 def forward_flops(policy, sequences: int, context: int, tokens: int,
                   predicted: int) -> float:
   """Return the operations of one forward pass; see the file's formula.

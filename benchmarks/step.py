@@ -76,7 +76,7 @@ def ours(shape: shapes.Shape, fields: dict, micro_prompts: int, chunk: int,
 
   import jax
 
-  from lpo_jax import phases, problem, rollout, sharding
+  from lpo_jax import phases, policy, problem, resharding, rollout, sharding
 
   batch, samples, width, new = shape
   mesh = sharding.make_mesh((devices, 1, 1))
@@ -84,7 +84,9 @@ def ours(shape: shapes.Shape, fields: dict, micro_prompts: int, chunk: int,
   problems = [problem.Problem(text, '', str(i)) for i, text in enumerate(texts)]
   sampling = rollout.SamplingConfig(
     samples_per_prompt=samples, max_new_tokens=new, chunk=chunk,
-    prompt_buckets=(width,), unroll=fields['unroll'])
+    prompt_buckets=(width,), unroll=fields['unroll'], mesh_shape=resharding.layout(
+      (), mesh, batch, samples, shapes.our_config(fields, new),
+      policy.platform_of(mesh)))
   step, state = update.program(shape, fields, micro_prompts)
   state = jax.device_put(state, sharding.replicated(mesh))
   task, tokenizer = _task(), shapes.Words(fields['vocab_size'])

@@ -88,24 +88,27 @@ def sampling(shape: shapes.Shape, fields: dict, chunk: int, way: str):
   import jax
   import numpy as np
 
-  from lpo_jax import policy as policies
-  from lpo_jax import sampler
+  from lpo_jax import sampler, sharding
 
-  limits = lengths(shape, way)
+  limits, seeds = lengths(shape, way), itertools.count()
   longest = _LONGER * shape.new_tokens
-  config = shapes.our_config(fields, longest)
-  policy = jax.jit(lambda key: policies.Policy(config, key))(jax.random.key(0))
-  prompt, _ = shapes.batch(shape._replace(prompts=len(limits)), config.vocab_size)
-  mask, seeds = np.ones(prompt.shape, bool), itertools.count()
+  policy, mesh = shapes.to_sample(fields, longest, shape.prompts, shape.samples)
+  prompt, _ = shapes.batch(shape._replace(prompts=len(limits)),
+                           policy.config.vocab_size)
+  prompt, mask, most = sharding.shard_batch(
+    (prompt, np.ones(prompt.shape, bool), limits), mesh)
 
   def once():
-    return jax.block_until_ready(sampler.sample(
-      policy, prompt, mask, jax.random.key(next(seeds)), limits=limits,
-      samples_per_prompt=shape.samples, max_new_tokens=longest, chunk=chunk,
-      prompts_at_once=shape.prompts, parked=_PARKED[way], unroll=config.unroll))
+    with jax.set_mesh(mesh):
+      return jax.block_until_ready(sampler.sample(
+        policy, prompt, mask, jax.random.key(next(seeds)), limits=most,
+        samples_per_prompt=shape.samples, max_new_tokens=longest, chunk=chunk,
+        prompts_at_once=shape.prompts, parked=_PARKED[way],
+        unroll=policy.config.unroll))
 
   def check(rollouts):
-    np.testing.assert_array_equal(rollouts.response_mask.sum(-1), limits)
+    mask = np.asarray(rollouts.response_mask)
+    np.testing.assert_array_equal(mask.sum(-1), limits)
     return int(limits.sum()), None
 
   return once, check

@@ -124,9 +124,10 @@ def _serve(pipe, entry: Entry) -> None:
   os.environ['JAX_PLATFORMS'] = entry.platform  # all sides on the same device
   os.environ['XLA_PYTHON_CLIENT_PREALLOCATE'] = 'false'  # which they share
   if entry.side == OURS:
-    from lpo_jax import allocator
+    from lpo_jax import allocator, cores
 
-    allocator.keep_freed_memory()  # as `lpo_jax.main` does
+    allocator.keep_freed_memory()  # as `lpo_jax.main` does, and
+    cores.offer()
   once, check = entry.build(*entry.args)
   while True:
     try:

@@ -108,32 +108,30 @@ def plan(config, mesh=None) -> Parts:
     mesh = sharding.make_mesh(tuple(config.mesh.shape), tuple(config.mesh.axes))
     hosts.check_mesh(mesh)
   updating, shards = update_config(config), sharding.batch_shards(mesh)
-  updating.check(config.prompts_per_step, config.samples_per_prompt, shards)
-  at_once = config.sampling.prompts_at_once or config.prompts_per_step
-  if config.prompts_per_step % at_once or at_once % shards:
-    raise ValueError(
-      f'sampling.prompts_at_once={at_once} must divide prompts_per_step='
-      f'{config.prompts_per_step} and split over the {shards} batch shards of the mesh')
+  size, samples = config.prompts_per_step, config.samples_per_prompt
+  updating.check(size, samples, shards)
+  at_once = config.sampling.prompts_at_once or size
+  if size % at_once or at_once % shards:
+    raise ValueError(f'sampling.prompts_at_once={at_once} must divide prompts_per_step='
+                     f'{size} and split over the {shards} batch shards of the mesh')
   objective_config = _objective(config)
-  objective.build(objective_config, config.samples_per_prompt)
+  objective.build(objective_config, samples)
   weights = hub.resolve(config.policy.path) if config.policy.path else ''
-  policy_config, attention = _policy(config, weights, policy.platform_of(mesh))
-  sharding.check_policy(mesh, config.prompts_per_step, policy_config)
+  platform = policy.platform_of(mesh)
+  policy_config, attention = _policy(config, weights, platform)
+  sharding.check_policy(mesh, size, policy_config)
   staleness = replay.Staleness(
     config.async_rollouts, config.replay.fraction, config.replay.capacity,
     config.replay.max_age, config.replay.min_ess)
-  staleness.check(config.prompts_per_step, config.samples_per_prompt, updating.behavior,
-                  shards, config.sampling.prompts_at_once,
-                  policy_config.vision is not None)
+  staleness.check(size, samples, updating.behavior, shards,
+                  config.sampling.prompts_at_once, policy_config.vision is not None)
   level = step_level.plan(
-    config.step_level.fraction, config.step_level.prefix, config.prompts_per_step,
+    config.step_level.fraction, config.step_level.prefix, size,
     config.sampling.max_new_tokens, config.sampling.prompts_at_once, shards)
-  sampling_shape = ()
-  if config.sampling.copy_weights:  # all that is sampled are so many prompts, or more
-    least = math.gcd(at_once, level.local if level else staleness.past(
-      config.prompts_per_step))
-    sampling_shape = resharding.layout(tuple(config.mesh.sampling_shape), mesh, least,
-                                       config.samples_per_prompt, policy_config)
+  least = math.gcd(at_once, level.local if level else staleness.past(size))
+  sampling_shape = config.sampling.copy_weights and resharding.layout(
+    tuple(config.mesh.sampling_shape), mesh, least, samples, policy_config,
+    platform) or ()
   processor = _processor(config, policy_config, weights)
   elsewhere = policy_config.lora and weights and not (config.init_from
                                                       or config.warmstart.steps)

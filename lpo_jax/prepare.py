@@ -22,7 +22,6 @@ from lpo_jax import (
   resharding,
   rollout,
   sampler_programs,
-  sharding,
 )
 from lpo_jax.policy import lora
 from lpo_jax.types import Groups, Rollouts
@@ -94,7 +93,8 @@ def begin(config, parts: build.Parts, compiled: programs.Programs, phases,
     return found
 
   def sampler(*_):
-    return _groups(parts, batches.training_problems(config, parts, 1), state.params)
+    with jax.set_mesh(mesh):
+      return _groups(parts, batches.training_problems(config, parts, 1), state.params)
 
   def update(groups):
     with jax.set_mesh(mesh):
@@ -123,16 +123,10 @@ def _groups(parts: build.Parts, problems, params) -> Groups:
   if sampling.copy_weights:
     params = resharding.described(params, parts.mesh, onto)
   prompt, mask, row_ids, limits = inputs
-  key = jax.random.key(0)
-  if sampling.mesh_shape:
-    key = jax.device_put(key, sharding.replicated(onto))
+  key = resharding.carried(jax.random.key(0), onto)
   with jax.set_mesh(onto):
     responses = sampler_programs.compile_first(
-      params, prompt, mask, key, row_ids, limits,
-      samples_per_prompt=sampling.samples_per_prompt,
-      max_new_tokens=sampling.max_new_tokens, temperature=sampling.temperature,
-      stop_tokens=tokenizer.stop_tokens, top_k=sampling.top_k, top_p=sampling.top_p,
-      pad_token=tokenizer.pad_id, chunk=sampling.chunk, unroll=sampling.unroll)
+      params, prompt, mask, key, row_ids, limits, **sampling.arguments(tokenizer))
   rollouts = Rollouts(prompt, mask, *responses)
   if onto != parts.mesh:
     rollouts = jax.tree.map(lambda x: jax.ShapeDtypeStruct(

@@ -20,11 +20,11 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
 
 from lpo_jax import cores, sharding
-from lpo_jax.policy import Policy, PolicyConfig, platform_of
+from lpo_jax.policy import Policy, PolicyConfig
 
 
 def layout(asked: tuple[int, ...], mesh: Mesh | AbstractMesh, prompts: int,
-           samples: int, policy: PolicyConfig) -> tuple[int, ...]:
+           samples: int, policy: PolicyConfig, platform: str | None) -> tuple[int, ...]:
   """Return the shape of the mesh that samples, along sharding.AXES; () for the same.
 
   Args:
@@ -34,6 +34,7 @@ def layout(asked: tuple[int, ...], mesh: Mesh | AbstractMesh, prompts: int,
     prompts: of which every shard gets as many.
     samples: K.
     policy: that is to be split.
+    platform: of the mesh; None if it is not known.
 
   Raises:
     ValueError: sizes not for the axes or devices of the mesh, or that do not divide
@@ -44,7 +45,7 @@ def layout(asked: tuple[int, ...], mesh: Mesh | AbstractMesh, prompts: int,
       f'mesh.sampling_shape={asked}: give one size for each of {mesh.axis_names}, for '
       f'the {mesh.size} devices of mesh.shape, or () for the same')
   sizes = dict(zip(mesh.axis_names, asked, strict=True)) if asked else dict(mesh.shape)
-  if not asked and mesh.size == 1 and platform_of(mesh) == 'cpu':
+  if not asked and mesh.size == 1 and platform == 'cpu':
     sizes['data'] = cores.split(prompts, samples)
   if sizes == dict(mesh.shape):
     return ()
@@ -125,11 +126,21 @@ def _cast(leaves: list, dtypes: tuple) -> list:
   return [x.astype(dtype) for x, dtype in zip(leaves, dtypes, strict=True)]
 
 
+def carried(key: jax.Array, mesh: Mesh) -> jax.Array:
+  """Return a key made on the mesh in context on the one that samples."""
+  around = jax.sharding.get_abstract_mesh()
+  if around.empty or dict(around.shape) == dict(mesh.shape):
+    return key
+  return jax.device_put(key, sharding.replicated(mesh))
+
+
 def place(shape: tuple[int, ...], mesh: Mesh) -> jax.sharding.NamedSharding:
   """Return where an array [B, ...] that was sampled is put on the mesh that trains."""
   return sharding.placement(shape, ('batch', *[None] * (len(shape) - 1)), mesh)
 
 
-def returned(tree, mesh: Mesh):
-  """Put arrays [B, ...] that were sampled on another mesh on the one that trains."""
+def returned(tree, onto: Mesh, mesh: Mesh):
+  """Return arrays [B, ...] that were sampled `onto` one mesh on the one that trains."""
+  if onto == mesh:
+    return tree
   return jax.tree.map(lambda x: jax.device_put(x, place(x.shape, mesh)), tree)

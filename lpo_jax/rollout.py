@@ -1,8 +1,7 @@
 """Problems -> Groups: sample K responses to each, decode their text, verify it.
 
-Sampling runs on the device, verification on the host. What a verifier says is checked
-here, once for every task: a reward that is not a number in [0, 1] stops the run and
-names the problem, because averaged into a group it would poison the whole batch.
+Sampling runs on the device, verification on the host. Verdicts are checked here, once
+for every task: one that is no number in [0, 1] would poison the whole batch.
 """
 
 import dataclasses
@@ -41,6 +40,12 @@ class SamplingConfig:
   mesh_shape: tuple[int, ...] = ()  # of the mesh that samples, see `resharding.layout`
   processor: images.Processor | None = None  # None: the policy reads text only
 
+  def arguments(self, tokenizer: tokenizers.Tokenizer) -> dict:
+    """Return what `sampler.sample` is told, and what compiles it ahead of time."""
+    names = 'samples_per_prompt max_new_tokens temperature top_k top_p chunk unroll'
+    return {name: getattr(self, name) for name in names.split()} | {
+      'stop_tokens': tokenizer.stop_tokens, 'pad_token': tokenizer.pad_id}
+
 
 @dataclasses.dataclass(frozen=True)
 class Graded:
@@ -76,17 +81,12 @@ def sample(policy: policies.Policy, prompt: np.ndarray, prompt_mask: np.ndarray,
     (prompt, prompt_mask, row_ids, limits), mesh)
   if images is not None and images.features is None:
     images = hosts.place(images, mesh)
-  if config.mesh_shape:  # a key made where the policy trains is of that mesh
-    key = jax.device_put(key, sharding.replicated(mesh))
+  key = resharding.carried(key, mesh)
   with jax.set_mesh(mesh):
     return sampler.sample(
-      policy, prompt, prompt_mask, key, row_ids=row_ids, limits=limits,
-      samples_per_prompt=config.samples_per_prompt,
-      max_new_tokens=config.max_new_tokens, temperature=config.temperature,
-      stop_tokens=tokenizer.stop_tokens, top_k=config.top_k, top_p=config.top_p,
-      pad_token=tokenizer.pad_id, chunk=config.chunk,
+      policy, prompt, prompt_mask, key, row_ids=row_ids, limits=limits, images=images,
       prompts_at_once=config.prompts_at_once, parked=config.parked,
-      unroll=config.unroll, images=images, **more)
+      **config.arguments(tokenizer), **more)
 
 
 def decode(rollouts: Rollouts, tokenizer: tokenizers.Tokenizer,
@@ -187,9 +187,8 @@ def begin(policy: policies.Policy, problems: Sequence[Problem], key: jax.Array,
           recorded: Responses | None = None) -> Callable[[], tuple[Groups, Graded]]:
   """Sample one batch and begin to verify it; return what waits for the verdicts.
 
-  With `prompts_at_once` below B, whenever so many more prompts have their responses,
-  these are judged while others decode, where the task judges in a pool. Samples and
-  metrics are the same either way.
+  With `prompts_at_once` below B, the responses to so many prompts are judged while
+  others decode, where the task judges in a pool; no sample or metric changes.
 
   Args:
     policy: pi_b; not read where responses are recorded.
@@ -223,8 +222,7 @@ def begin(policy: policies.Policy, problems: Sequence[Problem], key: jax.Array,
     else:
       rollouts = _replayed(*hosts.place((encoded.tokens, encoded.mask), mesh), recorded)
     own = hosts.local(rollouts.replace(images=None), onto)
-    if onto != mesh:
-      rollouts = resharding.returned(rollouts, mesh)
+    rollouts = resharding.returned(rollouts, onto, mesh)
     judging.add_rest(own)
   return lambda: _collected(rollouts, own, judging, config, weights, mesh, phases)
 

@@ -101,7 +101,7 @@ def test_what_is_described_is_what_is_made_and_timed():
     yield
     entered.append('ended')
 
-  copy = resharding.copied(policy, mesh, during())
+  copy = resharding.copied(policy, mesh, during=during())
   assert entered == ['began', 'ended']
   for made, said in zip(*map(jax.tree.leaves, (copy, resharding.described(
       policy, mesh))), strict=True):
