@@ -17,6 +17,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
 from lpo_jax import cores, sharding
@@ -131,7 +132,9 @@ def carried(key: jax.Array, mesh: Mesh) -> jax.Array:
   around = jax.sharding.get_abstract_mesh()
   if around.empty or dict(around.shape) == dict(mesh.shape):
     return key
-  return jax.device_put(key, sharding.replicated(mesh))
+  data, kind = np.asarray(jax.random.key_data(key)), jax.random.key_impl(key)
+  with jax.set_mesh(mesh):
+    return jax.random.wrap_key_data(data, impl=kind)
 
 
 def place(shape: tuple[int, ...], mesh: Mesh) -> jax.sharding.NamedSharding:

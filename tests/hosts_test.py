@@ -70,7 +70,8 @@ def start_two(folder, name, *flags):
     address = f'127.0.0.1:{free.getsockname()[1]}'
   return [start(folder, f'{name}_{index}', 4, f'--workdir={folder}/run',
                 f'--coordinator={address}', '--num_processes=2',
-                f'--process_id={index}', f'--heartbeat_s={HEARTBEAT_S}', *flags)
+                f'--process_id={index}', f'--heartbeat_s={HEARTBEAT_S}',
+                '--config.mesh.sampling_shape=2,4,1', *flags)
           for index in range(2)]
 
 

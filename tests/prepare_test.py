@@ -29,8 +29,10 @@ def compiled():
   return found
 
 
-def test_what_was_compiled_in_threads_is_found_when_it_is_called(config, compiled):
-  config.mesh.shape = (2, 2, 2)
+@pytest.mark.parametrize('sampling_shape', [(), (8, 1, 1)])
+def test_what_was_compiled_in_threads_is_found_when_it_is_called(
+    config, compiled, sampling_shape):
+  config.mesh.shape, config.mesh.sampling_shape = (2, 2, 2), sampling_shape
   parts = build.build(config)
   made, clock = programs.Programs(parts), phases.Phases(None)
   under_way = prepare.begin(config, parts, made, clock, None)

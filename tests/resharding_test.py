@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lpo_jax import cores, resharding, roofline, sampler, sharding
 from lpo_jax import policy as policies
-from lpo_jax import resharding, roofline, sampler, sharding
 from tests import tiny
 
 SETTINGS = dict(samples_per_prompt=2, max_new_tokens=5, chunk=2, stop_tokens=(3,))
@@ -121,3 +121,67 @@ def test_the_estimate_counts_the_bytes_of_the_copy(tied):
     micro_prompts=8, micro_responses=0, logprob_chunk=0, minibatches=1, epochs=1,
     behavior_pass=False, moment_dtype='float32', copy_weights=True, **mesh.shape)
   assert roofline.copy_bytes(setting) == pytest.approx(made, rel=0.02)
+
+
+def _layout(asked, mesh, platform='cpu', prompts=8):
+  return resharding.layout(asked, mesh, prompts, 64, tiny.policy(
+    width=32, heads=4, vocab_size=16).config, platform)
+
+
+def test_sampling_stays_on_the_mesh_unless_another_is_asked_for(monkeypatch):
+  monkeypatch.setattr(cores, 'count', lambda: 4)
+  one, many = sharding.make_mesh((1, 1, 1)), sharding.make_mesh((2, 2, 2))
+  assert _layout((), many) == _layout((2, 2, 2), many) == ()
+  assert _layout((1, 1, 1), one) == _layout((), one, 'tpu') == ()
+  assert _layout((), one, None) == ()
+  assert _layout((), one) == (4, 1, 1)
+  assert _layout((), one, prompts=6) == (3, 1, 1)
+  assert _layout((4, 1, 2), many) == (4, 1, 2)
+  turned = sharding.make_mesh((2, 2, 2), ('tensor', 'data', 'fsdp'))
+  assert _layout((1, 8, 1), turned) == (8, 1, 1)
+
+
+@pytest.mark.parametrize(('asked', 'prompts', 'words'), [
+  ((4, 1, 1), 8, 'the 8 devices of mesh.shape'), ((8, 1), 8, 'one size for each of'),
+  ((8, 1, 1), 6, 'batch=6 does not split'), ((1, 1, 8), 8, 'heads=4 does not split')])
+def test_a_mesh_that_cannot_sample_is_refused(asked, prompts, words):
+  with pytest.raises(ValueError, match=words):
+    _layout(asked, sharding.make_mesh((2, 2, 2)), prompts=prompts)
+
+
+@pytest.mark.parametrize(('shape', 'asked', 'switches'), [
+  ((1, 1, 1), (2, 1, 1), {}), ((1, 1, 1), (8, 1, 1), {'param_dtype': 'bfloat16'}),
+  ((2, 2, 2), (8, 1, 1), {'param_dtype': 'bfloat16', 'qkv_bias': True}),
+  ((1, 8, 1), (2, 1, 4), {}), ((8, 1, 1), (1, 4, 2), {'lora': policies.Lora(rank=2)})])
+def test_on_another_mesh_the_samples_are_the_same(shape, asked, switches):
+  policy, mesh = placed(shape, **switches)
+  onto = resharding.mesh_of(mesh, asked)
+  assert tuple(onto.shape.values()) == asked
+  copy = resharding.copied(policy, mesh, onto)
+  for made, said in zip(*map(jax.tree.leaves, (copy, resharding.described(
+      policy, mesh, onto))), strict=True):
+    assert (made.shape, made.dtype, made.sharding) == (
+      said.shape, said.dtype, said.sharding)
+    assert 'fsdp' not in str(made.sharding.spec)
+  expected = sampled(resharding.copied(policy, mesh), mesh)
+  found = resharding.returned(sampled(copy, onto), onto, mesh)
+  assert all(x.sharding == resharding.place(x.shape, mesh)
+             for x in jax.tree.leaves(found))
+  np.testing.assert_array_equal(found.response, expected.response)
+  np.testing.assert_allclose(found.logprobs, expected.logprobs, atol=1e-5)
+  for x in jax.tree.leaves(policy):
+    assert x.sharding.mesh == mesh  # the policy stays where it is
+
+
+def test_a_key_is_carried_only_where_it_must_be():
+  one, two = sharding.make_mesh((1, 1, 1)), sharding.make_mesh((2, 1, 1))
+  with jax.set_mesh(one):
+    key = jax.random.key(3)
+    assert resharding.carried(key, one) is key
+    moved = resharding.carried(key, two)
+    with pytest.raises(Exception, match='[Mm]esh'), jax.set_mesh(two):
+      jax.jit(jax.random.fold_in)(key, jnp.arange(1)[0])
+  with jax.set_mesh(two):
+    jax.jit(jax.random.fold_in)(moved, jnp.arange(1)[0])
+  assert jax.random.key_data(moved).tolist() == jax.random.key_data(key).tolist()
+  assert resharding.carried(key, two) is key  # no mesh in context

@@ -107,6 +107,29 @@ def test_an_unwritable_workdir_is_named(config, tmp_path):
     train.Run(config, str(tmp_path / 'file'))
 
 
+@pytest.mark.parametrize('fields', [
+  {'mesh.sampling_shape': (8, 1, 1)},
+  {'mesh.sampling_shape': (2, 4, 1), 'sampling.prompts_at_once': 8},
+  {'mesh.sampling_shape': (4, 1, 2), 'async_rollouts': 1},
+  {'mesh.sampling_shape': (4, 2, 1), 'step_level.fraction': 0.5}])
+def test_a_run_is_the_same_wherever_it_samples(config, tmp_path, fields):
+  here = fields.pop('mesh.sampling_shape')
+  config.update_from_flattened_dict({
+    'mesh.shape': (2, 2, 2), 'prompts_per_step': 16, 'micro_prompts': 8,
+    'eval.problems': 5, 'num_steps': 2, 'task.reward.length': 0.5,
+    'task.reward.correct': 0.5, 'objective.temperature.rule': 'constant', **fields})
+  train.Run(config, str(tmp_path / 'there')).train()
+  config.mesh.sampling_shape = here
+  train.Run(config, str(tmp_path / 'here')).train()
+  there, here = ([{name: value for name, value in row.items()
+                   if value is not None and not name.startswith(('timing_s/', 'perf/'))}
+                  for row in metrics_lib.read(str(tmp_path / name))]
+                 for name in ('there', 'here'))
+  assert here[1]['actor/grad_norm'] > 0
+  for row, expected in zip(here, there, strict=True):
+    assert row == pytest.approx(expected, rel=1e-3, abs=2e-6)
+
+
 def test_the_update_keeps_its_placement_on_a_mesh(config):
   config.mesh.shape = (2, 2, 2)
   config.policy.name = 'countdown_small'
