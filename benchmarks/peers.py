@@ -1,9 +1,11 @@
 """Whole training steps of TRL's GRPOTrainer and tunix's GRPOLearner, one at a time.
 
 Both drive their own loop; it runs in a thread and is let go a step at a time. Imported
-in the peer's own interpreter; nothing of ours but `shapes` is needed there.
+in the peer's own interpreter; nothing of ours but `shapes` is needed there. And tunix's
+sampler by itself.
 """
 
+import itertools
 import os
 import queue
 import tempfile
@@ -13,6 +15,7 @@ from benchmarks import shapes
 
 LEARNING_RATE, CLIP = 1e-4, 0.2
 FOREVER = 10**9  # steps
+NEVER = 1 << 20  # a token outside the vocabulary: no response of tunix ends early
 
 
 class Turns:
@@ -162,24 +165,15 @@ def _cluster(shape: shapes.Shape, fields: dict, micro: int):
   import jax
   import numpy as np
   import optax
-  from flax import nnx
-  from tunix.models.qwen3 import model
   from tunix.rl import rl_cluster
   from tunix.rl.rollout import base_rollout
 
   batch, _, width, new = shape
-  policy = model.Qwen3(model.ModelConfig(
-    num_layers=fields['layers'], vocab_size=fields['vocab_size'],
-    embed_dim=fields['width'], hidden_dim=fields['mlp_width'],
-    num_heads=fields['heads'], head_dim=fields['head_dim'],
-    num_kv_heads=fields['kv_heads'], rope_theta=int(fields['rope_theta']),
-    norm_eps=fields['norm_eps'], use_tied_embedding=fields['tied_embeddings'],
-  ), rngs=nnx.Rngs(params=0))
   mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ('fsdp', 'tp'))
   role = rl_cluster.Role
-  never = 1 << 30  # a token outside the vocabulary: no response ends early
   return rl_cluster.RLCluster(
-    actor=policy, reference=None, tokenizer=shapes.Words(fields['vocab_size'], never),
+    actor=_qwen3(fields), reference=None,
+    tokenizer=shapes.Words(fields['vocab_size'], NEVER),
     cluster_config=rl_cluster.ClusterConfig(
       role_to_mesh=dict.fromkeys((role.ACTOR, role.REFERENCE, role.ROLLOUT), mesh),
       rollout_engine='vanilla',
@@ -191,7 +185,46 @@ def _cluster(shape: shapes.Shape, fields: dict, micro: int):
         compute_logps_micro_batch_size=batch),
       rollout_config=base_rollout.RolloutConfig(
         max_tokens_to_generate=new, max_prompt_length=width, kv_cache_size=width + new,
-        temperature=1.0, top_p=1.0, top_k=None, eos_tokens=[never])))
+        temperature=1.0, top_p=1.0, top_k=None, eos_tokens=[NEVER])))
+
+
+def _qwen3(fields: dict):
+  """Return tunix's Qwen3 of a PolicyConfig's fields."""
+  from flax import nnx
+  from tunix.models.qwen3 import model
+
+  return model.Qwen3(model.ModelConfig(
+    num_layers=fields['layers'], vocab_size=fields['vocab_size'],
+    embed_dim=fields['width'], hidden_dim=fields['mlp_width'],
+    num_heads=fields['heads'], head_dim=fields['head_dim'],
+    num_kv_heads=fields['kv_heads'], rope_theta=int(fields['rope_theta']),
+    norm_eps=fields['norm_eps'], use_tied_embedding=fields['tied_embeddings'],
+  ), rngs=nnx.Rngs(params=0))
+
+
+def tunix_rollout(shape: shapes.Shape, fields: dict):
+  """Build tunix's own sampler, with log-probabilities, as its learner calls it."""
+  from tunix.generate import sampler
+
+  _, samples, width, new = shape
+  sample = sampler.Sampler(
+    _qwen3(fields), shapes.Words(fields['vocab_size'], NEVER),
+    sampler.CacheConfig(
+      cache_size=width + new, num_layers=fields['layers'],
+      num_kv_heads=fields['kv_heads'], head_dim=fields['head_dim']))
+  texts = [text for text in shapes.prompts(shape, fields['vocab_size'])
+           for _ in range(samples)]
+  seeds = itertools.count()
+
+  def once():
+    return sample(texts, max_generation_steps=new, max_prompt_length=width,
+                  temperature=1.0, top_p=1.0, top_k=None, seed=next(seeds),
+                  eos_tokens=[NEVER], return_logprobs=True)
+
+  def check(found):
+    assert [len(tokens) for tokens in found.tokens] == [new] * len(texts)
+
+  return once, check
 
 
 PEERS = {'trl': ('TRL GRPOTrainer', trl), 'tunix': ('tunix GRPOLearner', tunix)}

@@ -17,7 +17,8 @@ from benchmarks import roofline, scaling, startup, tail, timing
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS, DOCS = ROOT / 'benchmarks' / 'results', ROOT / 'docs'
 COMMANDS = {  # job -> what it answers, how it is measured
-  'rollout': ('The sampler beside transformers', '--shape=W1,W2'),
+  'rollout': ("The sampler beside transformers' and tunix's",
+              '--shape=W1,W2 --tunix_python=PYTHON'),
   'tail': ('Where a few responses are long', '--shape=W1'),
   'update': ('The update beside torch', '--shape=W1,W2'),
   'step': ("A whole step beside TRL's and tunix's",

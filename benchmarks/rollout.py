@@ -1,24 +1,27 @@
-"""Tokens per second of the sampler, beside transformers' `generate`.
+"""Tokens per second of the sampler, beside transformers' `generate` and tunix's.
 
-python -m benchmarks.rollout [--shape=W1,W2] [--reps=5] [--json=FILE]
+python -m benchmarks.rollout [--shape=W1,W2] [--tunix_python=PYTHON] [--reps=5]
+    [--json=FILE]
 
-Both sample B prompts x K responses of exactly N tokens at temperature 1, with no stop
-token, from a random policy of one shape in float32; `lpo_jax` returns every token's
-log-probability too. The peer needs `pip install torch`; without it only our rows are
-printed. Sampled tokens count, prompts do not.
+All sample B prompts x K responses of exactly N tokens at temperature 1, with no stop
+token, from a random policy of one shape in float32; `lpo_jax` and tunix return every
+token's log-probability too. transformers needs `pip install torch`, tunix an
+interpreter that has it; what is absent is said. Sampled tokens count, prompts do not.
 """
 
 import dataclasses
 import itertools
 
-from benchmarks import shapes, timing
+from benchmarks import peers, shapes, timing
 
 
 def main() -> None:
   """Time what the command line asks for."""
-  args = timing.parser(__doc__, {
+  parser = timing.parser(__doc__, {
     'chunk': ('32,64,128', 'tokens between two growths of our cache'),
-    'cache': ('dynamic,static', 'key-value cache of generate')}).parse_args()
+    'cache': ('dynamic,static', 'key-value cache of generate')})
+  parser.add_argument('--tunix_python', default='', help='interpreter that has tunix')
+  args = parser.parse_args()
 
   def contest(name: str):
     shape, policy = shapes.SHAPES[name], shapes.policy_config(name)
@@ -35,9 +38,13 @@ def main() -> None:
       timing.Entry('transformers generate', f'{cache} cache', theirs,
                    (shape, fields, cache), rows * prefill + decode)
       for cache in args.cache.split(',')]
+    if args.tunix_python:
+      entries.append(timing.Entry(
+        'tunix Sampler', 'vanilla', peers.tunix_rollout, (shape, fields),
+        rows * prefill + decode, args.tunix_python))
     return rows * new, entries
 
-  timing.run('rollout', args, contest)
+  timing.run('rollout', args, contest, absent=[] if args.tunix_python else ['tunix'])
 
 
 def ours(shape: shapes.Shape, fields: dict, chunk: int):
