@@ -79,6 +79,7 @@ def get_config() -> ConfigDict:
   config.mesh.shape = (1, 1, 1)  # devices along each axis
   config.mesh.axes = ('data', 'fsdp', 'tensor')
   config.mesh.sampling_shape = ()  # while sampling; (): the same, or a CPU's cores
+  config.mesh.sampling_devices = 'same'  # or others, that do not train: async_rollouts
   config.mesh.sequence_sharding = False  # split long activations over tensor, too
 
   config.warmstart = ConfigDict()

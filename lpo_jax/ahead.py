@@ -23,6 +23,7 @@ from configs import models
 from lpo_jax import (
   briefing,
   build,
+  checks,
   footprint,
   hardware,
   knobs,
@@ -113,6 +114,7 @@ def examine(config, devices, limit: float = 0.0) -> dict:
     limit: bytes a program may use; 0 for the chip's.
   """
   mesh = sharding.make_mesh(tuple(config.mesh.shape), tuple(config.mesh.axes), devices)
+  checks.check_one_mesh(config)
   parts = build.plan(config, mesh)
   setting = build.setting(parts, config.prompts_per_step)
   chip = hardware.chip(devices[0].device_kind)
@@ -153,7 +155,7 @@ def _compile_all(parts: build.Parts, setting: roofline.Setting):
   prompts, samples = setting.prompts, setting.samples
   width, new = setting.prompt_width, setting.new_tokens
 
-  onto = resharding.mesh_of(parts.mesh, parts.sampling.mesh_shape)
+  onto = parts.sampling.where(parts.mesh)
 
   def batch(shape, dtype=jnp.int32, mesh=parts.mesh):
     return jax.ShapeDtypeStruct(shape, dtype, sharding=resharding.place(shape, mesh))

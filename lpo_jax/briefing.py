@@ -29,6 +29,10 @@ def opening(parts: build.Parts, prompts: int) -> str:
     lora, base = parts.policy_config.lora, sum(roofline.parameters(parts.policy_config))
     lines.append(f'trained: adapters of rank {lora.rank} on {", ".join(lora.targets)}, '
                  f'{parts.policy_config.adapter_params:,} parameters on {base:,}')
+  if parts.sampling.mesh_shape:
+    sizes = ' x '.join(map(str, parts.sampling.mesh_shape))
+    lines.append(f'sampling splits over {sizes} devices ({", ".join(sharding.AXES)})'
+                 + ' that do not train' * parts.sampling.apart)
   lines += [parts.attention, *parts.staleness.describe(prompts)]
   lines += sharding.notices(parts.mesh, parts.policy_config.kv_heads)
   return '\n'.join(lines)

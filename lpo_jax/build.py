@@ -130,8 +130,8 @@ def plan(config, mesh=None) -> Parts:
     config.sampling.max_new_tokens, config.sampling.prompts_at_once, shards)
   least = math.gcd(at_once, level.local if level else staleness.past(size))
   sampling_shape = config.sampling.copy_weights and resharding.layout(
-    tuple(config.mesh.sampling_shape), mesh, least, samples, policy_config,
-    platform) or ()
+    tuple(config.mesh.sampling_shape), mesh, least, samples, policy_config, platform,
+    apart=config.mesh.sampling_devices == 'others') or ()
   processor = _processor(config, policy_config, weights)
   elsewhere = policy_config.lora and weights and not (config.init_from
                                                       or config.warmstart.steps)
@@ -168,7 +168,7 @@ def setting(parts: Parts, prompts: int) -> roofline.Setting:
     behavior_pass=parts.staleness.off_policy or (
       cut.behavior == 'learner' and cut.updates > 1),
     moment_dtype=parts.optimizer.moment_dtype, **parts.mesh.shape,
-    sampling_mesh=sampling.mesh_shape,
+    sampling_mesh=sampling.mesh_shape, apart=sampling.apart,
     patches=max(sampling.processor.buckets) if sampling.processor else 0)
 
 
@@ -291,7 +291,7 @@ def _sampling(config, temperature: float, processor: images.Processor | None,
     prompts_at_once=config.sampling.prompts_at_once, parked=config.sampling.parked,
     prompt_buckets=tuple(config.sampling.prompt_buckets),
     unroll=config.sampling.unroll, copy_weights=config.sampling.copy_weights,
-    mesh_shape=mesh_shape)
+    mesh_shape=mesh_shape, apart=config.mesh.sampling_devices == 'others')
 
 
 def _optimizer(config) -> optimizer.OptimizerConfig:

@@ -26,9 +26,7 @@ def check(config) -> None:
   if config.task.workers < 0 or not config.task.deadline_s > 0:
     raise ValueError(f'task.workers={config.task.workers}, task.deadline_s='
                      f'{config.task.deadline_s}: need workers >= 0 and deadline_s > 0')
-  if config.mesh.sampling_shape and not config.sampling.copy_weights:
-    raise ValueError(f'mesh.sampling_shape={tuple(config.mesh.sampling_shape)} samples '
-                     'from a copy of the weights: set sampling.copy_weights=True')
+  _check_where(config)
   top_k, top_p = config.sampling.top_k, config.sampling.top_p
   if (top_k > 0 or top_p < 1) and not config.sampling.allow_truncated:
     raise ValueError(
@@ -47,6 +45,27 @@ def check(config) -> None:
   if config.sampling.temperature <= 0:
     raise ValueError(f'sampling.temperature={config.sampling.temperature}: must be > 0 '
                      'to train; only eval.temperature may be 0')
+
+
+def _check_where(config) -> None:
+  """Raise a ValueError unless sampling can be where it is asked to be."""
+  shape, devices = config.mesh.sampling_shape, config.mesh.sampling_devices
+  if devices not in ('same', 'others'):
+    raise ValueError(f'mesh.sampling_devices={devices!r}: choose same or others')
+  if (shape or devices == 'others') and not config.sampling.copy_weights:
+    raise ValueError(
+      f'mesh.sampling_shape={tuple(shape)}, mesh.sampling_devices={devices!r}: samples '
+      'come from a copy of the weights; set sampling.copy_weights=True')
+  if devices == 'others' and not config.async_rollouts:
+    raise ValueError("mesh.sampling_devices='others' with async_rollouts=0: devices "
+                     'would wait for each other; set async_rollouts=1, or same')
+
+
+def check_one_mesh(config) -> None:
+  """Raise a ValueError where the devices that sample are not those that train."""
+  if config.mesh.sampling_devices != 'same':
+    raise ValueError('--mode=compile looks at the devices of one mesh: set '
+                     'mesh.sampling_devices=same, and mesh.shape to either of them')
 
 
 def _fields(config, prefix: str = ''):

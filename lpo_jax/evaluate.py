@@ -172,7 +172,7 @@ def evaluate(policy: policies.Policy, name: str, asked: tasks.base.EvalSet,
     `truncated_frac` and `answer_missing_frac`, shares of the responses.
   """
   sampling, config = settings(asked, sampling, config)
-  onto = resharding.mesh_of(mesh, sampling.mesh_shape)
+  onto = sampling.where(mesh)
   if sampling.copy_weights:
     policy = resharding.copied(policy, mesh, onto)
   outcomes, metrics = ([], {}) if records is None else records.kept()

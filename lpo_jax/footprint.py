@@ -14,7 +14,8 @@ def memory(s: roofline.Setting) -> dict[str, dict[str, float]]:
 
   Phases are `sample` and `update`; kinds are `params`, `optimizer`, `kv_cache`,
   `activations` and `total`. The optimiser's moments stay where they are meanwhile; so
-  do the parameters while sampling reads a copy, and both are `params` then.
+  do the parameters while sampling reads a copy, and both are `params` then. Devices
+  that only sample hold the copy alone.
   """
   policy = s.policy
   matrices, vectors = roofline.parameters(policy)
@@ -47,7 +48,8 @@ def memory(s: roofline.Setting) -> dict[str, dict[str, float]]:
                      + _pictures(s, s.prompts / s.shards)}
   for phase, kinds in sizes.items():
     copy = roofline.copy_bytes(s) if phase == 'sample' else 0.0
-    kinds |= {'params': params + copy, 'optimizer': moments}
+    trains = not (s.apart and phase == 'sample')
+    kinds |= {'params': trains * params + copy, 'optimizer': trains * moments}
     kinds['total'] = sum(kinds.values())
   return sizes
 

@@ -115,7 +115,7 @@ def begin(config, parts: build.Parts, compiled: programs.Programs, phases,
 def _groups(parts: build.Parts, problems, params) -> Groups:
   """Compile the sampler; return the groups of a step, some of it as shapes."""
   sampling, tokenizer, size = parts.sampling, parts.tokenizer, len(problems)
-  onto = resharding.mesh_of(parts.mesh, sampling.mesh_shape)
+  onto = sampling.where(parts.mesh)
   encoded = rollout.encode(problems, tokenizer, sampling)
   inputs = hosts.place((
     encoded.tokens, encoded.mask, np.arange(size, dtype=np.int32),

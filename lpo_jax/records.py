@@ -54,7 +54,7 @@ def identity(policy: str, problems: Sequence[Problem], task: dict,
     ValueError: an answer that JSON cannot hold; names the problem.
   """
   drawn = dataclasses.asdict(sampling)
-  del drawn['mesh_shape']  # where, which decides no sample
+  del drawn['mesh_shape'], drawn['apart']  # where, which decides no sample
   return {
     'policy': policy, 'task': task,
     'problems': _hash([_question(problem) for problem in problems]),

@@ -8,7 +8,8 @@ batch is done. Samples are the same, since a matrix is cast before each product 
 A vision tower, which encodes once, is read as it lies.
 
 The copy may lie on another mesh than the policy (`layout`): the same devices, split
-otherwise, or a CPU's cores. Then all of it is copied, and what was sampled comes back.
+otherwise, other devices, or a CPU's cores. Then all of it is copied, and what was
+sampled comes back.
 """
 
 import contextlib
@@ -25,7 +26,8 @@ from lpo_jax.policy import Policy, PolicyConfig
 
 
 def layout(asked: tuple[int, ...], mesh: Mesh | AbstractMesh, prompts: int,
-           samples: int, policy: PolicyConfig, platform: str | None) -> tuple[int, ...]:
+           samples: int, policy: PolicyConfig, platform: str | None,
+           apart: bool = False) -> tuple[int, ...]:
   """Return the shape of the mesh that samples, along sharding.AXES; () for the same.
 
   Args:
@@ -36,35 +38,51 @@ def layout(asked: tuple[int, ...], mesh: Mesh | AbstractMesh, prompts: int,
     samples: K.
     policy: that is to be split.
     platform: of the mesh; None if it is not known.
+    apart: the mesh that samples is of the devices that do not train.
 
   Raises:
-    ValueError: sizes not for the axes or devices of the mesh, or that do not divide
-      what is split.
+    ValueError: sizes not for the axes or devices, or that do not divide what is split.
   """
-  if asked and (len(asked) != len(mesh.axis_names) or math.prod(asked) != mesh.size):
-    raise ValueError(
-      f'mesh.sampling_shape={asked}: give one size for each of {mesh.axis_names}, for '
-      f'the {mesh.size} devices of mesh.shape, or () for the same')
+  if asked and len(asked) != len(mesh.axis_names):
+    raise ValueError(f'mesh.sampling_shape={asked}: give one size for each of '
+                     f'{mesh.axis_names}, or () for those of mesh.shape')
   sizes = dict(zip(mesh.axis_names, asked, strict=True)) if asked else dict(mesh.shape)
-  if not asked and mesh.size == 1 and platform == 'cpu':
+  count = math.prod(sizes.values())
+  if apart and count > len(_others(mesh)):
+    raise ValueError(f"mesh.sampling_devices='others': the mesh that samples needs "
+                     f'{count}, but {len(_others(mesh))} are left beside the '
+                     f'{mesh.size} of mesh.shape')
+  if not apart and count != mesh.size:
+    raise ValueError(f'mesh.sampling_shape={asked}: must be for the {mesh.size} '
+                     "devices of mesh.shape, unless mesh.sampling_devices='others'")
+  if not asked and mesh.size == 1 and platform == 'cpu' and not apart:
     sizes['data'] = cores.split(prompts, samples)
-  if sizes == dict(mesh.shape):
+  if sizes == dict(mesh.shape) and not apart:
     return ()
   shape = tuple(sizes[axis] for axis in sharding.AXES)
-  sharding.check_policy(mesh_of(mesh, shape), prompts, policy)
+  sharding.check_policy(mesh_of(mesh, shape, apart), prompts, policy)
   return shape
 
 
+def _others(mesh: Mesh | AbstractMesh) -> list:
+  """Return the devices that are here and not of the mesh."""
+  if isinstance(mesh, AbstractMesh):
+    return []
+  return [device for device in jax.devices() if device not in set(mesh.devices.flat)]
+
+
 @functools.cache
-def mesh_of(mesh: Mesh | AbstractMesh, shape: tuple[int, ...]) -> Mesh | AbstractMesh:
+def mesh_of(mesh: Mesh | AbstractMesh, shape: tuple[int, ...],
+            apart: bool = False) -> Mesh | AbstractMesh:
   """Return the mesh of a shape that `layout` gave, beside the one that trains."""
   if not shape:
     return mesh
   if isinstance(mesh, AbstractMesh):
     return AbstractMesh(shape, sharding.AXES)
-  here = mesh.size == math.prod(shape)
-  return sharding.make_mesh(shape, sharding.AXES,
-                            list(mesh.devices.flat) if here else jax.local_devices())
+  devices = _others(mesh) if apart else list(mesh.devices.flat)
+  if math.prod(shape) > len(devices):  # a CPU's cores
+    devices = jax.local_devices()
+  return sharding.make_mesh(shape, sharding.AXES, devices)
 
 
 def described(policy: Policy, mesh: Mesh, onto: Mesh | None = None) -> Policy:

@@ -4,6 +4,7 @@ Sampling runs on the device, verification on the host. Verdicts are checked here
 for every task: one that is no number in [0, 1] would poison the whole batch.
 """
 
+import concurrent.futures
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
@@ -11,40 +12,16 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
-from lpo_jax import hosts, images, prompts, resharding, sampler, sharding, tasks
+from lpo_jax import hosts, prompts, resharding, sampler, sharding, tasks
 from lpo_jax import metrics as metrics_lib
 from lpo_jax import policy as policies
 from lpo_jax import rewards as rewards_lib
 from lpo_jax import tokenizer as tokenizers
+from lpo_jax.sampling import SamplingConfig
 from lpo_jax.tasks import grading
 from lpo_jax.types import Groups, Images, Mean, Problem, Responses, Rollouts
 
 _VERDICT_ALONE = rewards_lib.Weights()
-
-
-@dataclasses.dataclass(frozen=True)
-class SamplingConfig:
-  """How responses are drawn."""
-
-  samples_per_prompt: int = 8  # K
-  max_new_tokens: int = 1024  # N
-  temperature: float = 1.0
-  top_k: int = 0
-  top_p: float = 1.0
-  chunk: int = 128
-  prompts_at_once: int = 0  # whose responses are decoded at once; 0 for all
-  parked: float = 0.0  # room for rows that wait for others, in loads of full length
-  prompt_buckets: tuple[int, ...] = (64, 128, 256, 512, 1024)
-  unroll: bool = True
-  copy_weights: bool = True  # where it spares work for every token, see `resharding`
-  mesh_shape: tuple[int, ...] = ()  # of the mesh that samples, see `resharding.layout`
-  processor: images.Processor | None = None  # None: the policy reads text only
-
-  def arguments(self, tokenizer: tokenizers.Tokenizer) -> dict:
-    """Return what `sampler.sample` is told, and what compiles it ahead of time."""
-    names = 'samples_per_prompt max_new_tokens temperature top_k top_p chunk unroll'
-    return {name: getattr(self, name) for name in names.split()} | {
-      'stop_tokens': tokenizer.stop_tokens, 'pad_token': tokenizer.pad_id}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,7 +165,8 @@ def begin(policy: policies.Policy, problems: Sequence[Problem], key: jax.Array,
   """Sample one batch and begin to verify it; return what waits for the verdicts.
 
   With `prompts_at_once` below B, the responses to so many prompts are judged while
-  others decode, where the task judges in a pool; no sample or metric changes.
+  others decode, where the task judges in a pool; no sample or metric changes. Where
+  devices sample that do not train (`apart`), all this goes on in a thread.
 
   Args:
     policy: pi_b; not read where responses are recorded.
@@ -208,23 +186,41 @@ def begin(policy: policies.Policy, problems: Sequence[Problem], key: jax.Array,
     what the host knows of them; its rewards are weighed, its metrics named as in
     metrics.jsonl.
   """
-  onto = resharding.mesh_of(mesh, config.mesh_shape if recorded is None else ())
+  onto = mesh if recorded is not None else config.where(mesh)
   judging = _Judging(task, problems, tokenizer, onto, config.prompts_at_once)
   if recorded is None and config.copy_weights:
     policy = resharding.copied(policy, mesh, onto, phases('reshard'))
-  with phases('sample'):
-    encoded = encode(problems, tokenizer, config)
-    if recorded is None:
-      room = [config.max_new_tokens - len(_prefix(problem)) for problem in problems]
-      rollouts = sample(policy, encoded.tokens, encoded.mask, key, config, tokenizer,
-                        onto, images=encoded.images, limits=np.array(room, np.int32),
-                        finished=judging.add)
-    else:
-      rollouts = _replayed(*hosts.place((encoded.tokens, encoded.mask), mesh), recorded)
-    own = hosts.local(rollouts.replace(images=None), onto)
-    rollouts = resharding.returned(rollouts, onto, mesh)
-    judging.add_rest(own)
-  return lambda: _collected(rollouts, own, judging, config, weights, mesh, phases)
+
+  def draw():
+    with phases('sample'):
+      encoded = encode(problems, tokenizer, config)
+      if recorded is None:
+        room = [config.max_new_tokens - len(_prefix(problem)) for problem in problems]
+        rollouts = sample(policy, encoded.tokens, encoded.mask, key, config, tokenizer,
+                          onto, images=encoded.images, limits=np.array(room, np.int32),
+                          finished=judging.add)
+      else:
+        rollouts = _replayed(*hosts.place((encoded.tokens, encoded.mask), mesh),
+                             recorded)
+      own = hosts.local(rollouts.replace(images=None), onto)
+      judging.add_rest(own)
+      return resharding.returned(rollouts, onto, mesh), own
+
+  drawn = _in_thread(draw, mesh) if config.apart else draw()
+  return lambda: _collected(drawn() if config.apart else drawn, judging, config,
+                            weights, mesh, phases)
+
+
+def _in_thread(job: Callable, mesh: jax.sharding.Mesh) -> Callable:
+  """Begin a job in a thread of its own; return what waits for its result."""
+  def run():
+    with jax.set_mesh(mesh):
+      return job()
+
+  pool = concurrent.futures.ThreadPoolExecutor(1, 'sample')
+  found = pool.submit(run)
+  pool.shutdown(wait=False)
+  return found.result
 
 
 class _Judging:
@@ -279,9 +275,10 @@ class _Judging:
                    grading.Verdicts(rewards, metrics, []))
 
 
-def _collected(rollouts, own, judging, config: SamplingConfig, weights, mesh,
+def _collected(drawn, judging, config: SamplingConfig, weights, mesh,
                phases) -> tuple[Groups, Graded]:
   """Return the groups and verdicts of `begin`, once they are given."""
+  rollouts, own = drawn
   with phases('grade'):
     graded = _weighed(judging, own, config, weights)
     graded = share(graded, graded.rows, judging.size)

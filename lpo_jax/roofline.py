@@ -39,6 +39,7 @@ class Setting:
   fsdp: int
   tensor: int
   sampling_mesh: tuple[int, ...] = ()  # the same while sampling, where it is otherwise
+  apart: bool = False  # sampling has devices of its own, see `sampling`
   prompts_at_once: int = 0  # of B, decoded at once; 0: all
   parked: float = 0.0  # room for rows that wait, in loads; see `sampler.sample`
   patches: int = 0  # M, of a prompt's images

@@ -29,8 +29,8 @@ LAYERS = (
     'rows',
   },
   {
-    'sampler', 'compaction', 'tasks', 'policy', 'prompts', 'sampler_programs',
-    'resharding',
+    'sampler', 'sampling', 'compaction', 'tasks', 'policy', 'prompts',
+    'sampler_programs', 'resharding',
   },
   {
     'evaluate', 'rollout', 'update', 'microbatch', 'cut', 'warmstart', 'checkpoint',
@@ -73,6 +73,7 @@ SIDEWAYS = {
   ('sampler_programs', 'sampler'),
   ('compaction', 'policy'),
   ('resharding', 'policy'),
+  ('sampling', 'resharding'),
   ('briefing', 'build'),
   ('build', 'batches'),
   ('lists', 'counterfactual'),

@@ -123,9 +123,9 @@ def test_the_estimate_counts_the_bytes_of_the_copy(tied):
   assert roofline.copy_bytes(setting) == pytest.approx(made, rel=0.02)
 
 
-def _layout(asked, mesh, platform='cpu', prompts=8):
+def _layout(asked, mesh, platform='cpu', prompts=8, apart=False):
   return resharding.layout(asked, mesh, prompts, 64, tiny.policy(
-    width=32, heads=4, vocab_size=16).config, platform)
+    width=32, heads=4, vocab_size=16).config, platform, apart)
 
 
 def test_sampling_stays_on_the_mesh_unless_another_is_asked_for(monkeypatch):
@@ -147,6 +147,16 @@ def test_sampling_stays_on_the_mesh_unless_another_is_asked_for(monkeypatch):
 def test_a_mesh_that_cannot_sample_is_refused(asked, prompts, words):
   with pytest.raises(ValueError, match=words):
     _layout(asked, sharding.make_mesh((2, 2, 2)), prompts=prompts)
+
+
+def test_other_devices_sample_where_there_are_enough(monkeypatch):
+  monkeypatch.setattr(cores, 'count', lambda: 4)
+  one, two = sharding.make_mesh((1, 1, 1)), sharding.make_mesh((1, 2, 1))
+  assert _layout((), one, apart=True) == (1, 1, 1)
+  assert _layout((), two, apart=True) == (1, 2, 1)
+  assert _layout((1, 1, 4), two, apart=True) == (1, 1, 4)
+  with pytest.raises(ValueError, match='needs 8, but 6 are left beside the 2'):
+    _layout((8, 1, 1), two, apart=True)
 
 
 @pytest.mark.parametrize(('shape', 'asked', 'switches'), [

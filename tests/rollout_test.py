@@ -2,13 +2,23 @@
 
 import dataclasses
 import functools
+import threading
 
 import jax
 import numpy as np
 import pytest
 
 from configs import models
-from lpo_jax import phases, policy, rewards, rollout, sharding, tasks, tokenizer
+from lpo_jax import (
+  phases,
+  policy,
+  rewards,
+  rollout,
+  sampler,
+  sharding,
+  tasks,
+  tokenizer,
+)
 from lpo_jax.tasks import grading
 from lpo_jax.types import Problem, Responses, Rollouts
 from tests import learner
@@ -179,3 +189,52 @@ def test_rewards_are_the_parts_weighed_and_each_part_is_a_metric():
   for name, part in parts.items():
     assert float(graded.metrics[f'reward/{name}']) == pytest.approx(part.mean()), name
   assert 0 < parts['format'].mean() < 1
+
+
+def test_where_other_devices_sample_it_goes_on_in_a_thread(monkeypatch):
+  expected, graded, _ = _collected_in_parts(2)
+  mesh, sample, go = sharding.make_mesh((2, 1, 1)), sampler.sample, threading.Event()
+
+  def waiting(policy, *args, **kwargs):
+    assert go.wait(60)
+    devices = {device for x in jax.tree.leaves(policy) for device in x.devices()}
+    assert len(devices) == 4 and not devices & set(mesh.devices.flat)
+    return sample(policy, *args, **kwargs)
+
+  monkeypatch.setattr(sampler, 'sample', waiting)
+  fresh = learner.jit(lambda key: policy.Policy(models.POLICIES['countdown_tiny'], key))
+  params = fresh(jax.random.key(0))
+  config = dataclasses.replace(_CONFIG, mesh_shape=(2, 1, 2), apart=True,
+                               prompts_at_once=2)
+  clock = phases.Phases(None)
+  with jax.set_mesh(mesh):
+    params = jax.device_put(params, sharding.state_shardings(params, mesh))
+    wait = rollout.begin(
+      params, tasks.get('countdown').problems('train')[:4], jax.random.key(0), _Slow(),
+      tokenizer.get('countdown'), config, mesh, clock,
+      rewards.Weights(0.5, 0.25, 0.25, full_length=0.5))
+    go.set()  # not before `begin` has returned
+    found, again = wait()
+  assert all(set(x.devices()) == set(mesh.devices.flat) for x in jax.tree.leaves(found))
+  np.testing.assert_array_equal(found.rollouts.response, expected.rollouts.response)
+  np.testing.assert_allclose(found.rollouts.logprobs, expected.rollouts.logprobs,
+                             atol=1e-5)
+  assert again.texts == graded.texts
+  assert set(clock.flush()) == {'timing_s/reshard', 'timing_s/sample', 'timing_s/grade'}
+
+
+def test_what_a_sampling_thread_raised_is_raised_by_the_wait(monkeypatch):
+  def broken(*args, **kwargs):
+    raise FloatingPointError('sampled nothing')
+
+  monkeypatch.setattr(sampler, 'sample', broken)
+  mesh = sharding.make_mesh((2, 1, 1))
+  params = learner.jit(lambda key: policy.Policy(models.POLICIES['countdown_tiny'],
+                                                 key))(jax.random.key(0))
+  wait = rollout.begin(
+    params, tasks.get('countdown').problems('train')[:4], jax.random.key(0), _Slow(),
+    tokenizer.get('countdown'),
+    dataclasses.replace(_CONFIG, mesh_shape=(2, 1, 1), apart=True), mesh,
+    phases.Phases(None))
+  with pytest.raises(FloatingPointError, match='sampled nothing'):
+    wait()

@@ -111,15 +111,20 @@ def test_an_unwritable_workdir_is_named(config, tmp_path):
   {'mesh.sampling_shape': (8, 1, 1)},
   {'mesh.sampling_shape': (2, 4, 1), 'sampling.prompts_at_once': 8},
   {'mesh.sampling_shape': (4, 1, 2), 'async_rollouts': 1},
-  {'mesh.sampling_shape': (4, 2, 1), 'step_level.fraction': 0.5}])
+  {'mesh.sampling_shape': (4, 2, 1), 'step_level.fraction': 0.5},
+  {'mesh.sampling_devices': 'others', 'mesh.sampling_shape': (2, 1, 2),
+   'async_rollouts': 1, 'mesh.shape': (1, 4, 1), 'checkpoint.every': 1},
+  {'mesh.sampling_devices': 'others', 'async_rollouts': 1, 'replay.fraction': 0.5,
+   'mesh.shape': (2, 1, 1), 'num_steps': 3}])
 def test_a_run_is_the_same_wherever_it_samples(config, tmp_path, fields):
-  here = fields.pop('mesh.sampling_shape')
+  where = {name: fields[name] for name in fields if name.startswith('mesh.sampling')}
   config.update_from_flattened_dict({
     'mesh.shape': (2, 2, 2), 'prompts_per_step': 16, 'micro_prompts': 8,
     'eval.problems': 5, 'num_steps': 2, 'task.reward.length': 0.5,
-    'task.reward.correct': 0.5, 'objective.temperature.rule': 'constant', **fields})
+    'task.reward.correct': 0.5, 'objective.temperature.rule': 'constant',
+    **{name: value for name, value in fields.items() if name not in where}})
   train.Run(config, str(tmp_path / 'there')).train()
-  config.mesh.sampling_shape = here
+  config.update_from_flattened_dict(where)
   train.Run(config, str(tmp_path / 'here')).train()
   there, here = ([{name: value for name, value in row.items()
                    if value is not None and not name.startswith(('timing_s/', 'perf/'))}
