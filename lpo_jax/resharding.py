@@ -147,8 +147,8 @@ def _cast(leaves: list, dtypes: tuple) -> list:
 
 def carried(key: jax.Array, mesh: Mesh) -> jax.Array:
   """Return a key made on the mesh in context on the one that samples."""
-  around = jax.sharding.get_abstract_mesh()
-  if around.empty or dict(around.shape) == dict(mesh.shape):
+  around = jax.sharding.get_mesh()
+  if around.empty or around == mesh:
     return key
   data, kind = np.asarray(jax.random.key_data(key)), jax.random.key_impl(key)
   with jax.set_mesh(mesh):

@@ -1,4 +1,8 @@
-"""How responses are drawn, and where: what every sampling of a run shares."""
+"""How responses are drawn, and where: what every sampling of a run shares.
+
+Plain numbers, so that a run, an evaluation's records and a program compiled ahead of
+time mean the same; the mesh that samples follows from them and the one that trains.
+"""
 
 import dataclasses
 

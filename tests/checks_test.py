@@ -44,3 +44,25 @@ def test_old_groups_are_not_mixed_with_local_or_given_ones(old, other):
   config.update_from_flattened_dict(old | other)
   with pytest.raises(ValueError, match='set both to 0 with step_level.fraction'):
     checks.check(config)
+
+
+@pytest.mark.parametrize(('fields', 'message'), [
+  ({'mesh.sampling_devices': 'some'}, "sampling_devices='some': choose same or others"),
+  ({'mesh.sampling_devices': 'others'}, 'with async_rollouts=0.* set async_rollouts=1'),
+  ({'mesh.sampling_devices': 'others', 'async_rollouts': 1,
+    'sampling.copy_weights': False}, 'set sampling.copy_weights=True'),
+  ({'mesh.sampling_shape': (1, 1, 2), 'sampling.copy_weights': False},
+   r'mesh.sampling_shape=\(1, 1, 2\).* set sampling.copy_weights=True')])
+def test_sampling_cannot_be_just_anywhere(fields, message):
+  config = base.get_config()
+  config.update_from_flattened_dict(fields)
+  with pytest.raises(ValueError, match=message):
+    checks.check(config)
+
+
+def test_what_is_compiled_ahead_is_of_one_mesh():
+  config = base.get_config()
+  checks.check_one_mesh(config)
+  config.mesh.sampling_devices = 'others'
+  with pytest.raises(ValueError, match='--mode=compile looks at the devices of one'):
+    checks.check_one_mesh(config)

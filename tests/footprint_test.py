@@ -79,3 +79,13 @@ def test_prompts_decoded_in_turn_hold_less():
   # Rows come together with a prompt each, and half as many as are decoded wait.
   shared = roofline.kv_bytes(s.policy, (s.samples - 1) * s.prompt_width)
   assert parked == pytest.approx(turns + shared + s.samples / 2 * row)
+
+
+def test_devices_that_only_sample_hold_the_copy_alone():
+  where = dict(copy_weights=True, fsdp=4, sampling_mesh=(1, 1, 4))
+  beside = footprint.memory(_changed(**where))
+  apart = footprint.memory(_changed(**where, apart=True))
+  assert apart['update'] == beside['update']
+  assert apart['sample']['optimizer'] == 0 < beside['sample']['optimizer']
+  assert apart['sample']['params'] == roofline.copy_bytes(_changed(**where))
+  assert apart['sample']['kv_cache'] == beside['sample']['kv_cache']

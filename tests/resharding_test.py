@@ -195,3 +195,22 @@ def test_a_key_is_carried_only_where_it_must_be():
     jax.jit(jax.random.fold_in)(moved, jnp.arange(1)[0])
   assert jax.random.key_data(moved).tolist() == jax.random.key_data(key).tolist()
   assert resharding.carried(key, two) is key  # no mesh in context
+
+
+@pytest.mark.parametrize(('shape', 'asked'), [
+  ((1, 4, 2), (2, 1, 4)), ((8, 1, 1), (2, 2, 2))])
+def test_the_estimate_counts_all_that_lies_on_another_mesh(shape, asked):
+  policy, mesh = placed(shape, lora=policies.Lora(rank=2))
+  copy = resharding.copied(policy, mesh, resharding.mesh_of(mesh, asked))
+  made = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(copy))
+  setting = roofline.Setting(
+    policy=policy.config, prompts=8, samples=2, prompt_width=6, new_tokens=5, chunk=2,
+    micro_prompts=8, micro_responses=0, logprob_chunk=0, minibatches=1, epochs=1,
+    behavior_pass=False, moment_dtype='float32', copy_weights=True, sampling_mesh=asked,
+    **mesh.shape)
+  norms = sum(x.nbytes for path, x in jax.tree_util.tree_leaves_with_path(copy)
+              if 'norm' in jax.tree_util.keystr(path))  # too small to be counted
+  assert roofline.copy_bytes(setting) == pytest.approx(made - norms, rel=0.02)
+  with_mesh = setting.sampling
+  assert (with_mesh.data, with_mesh.fsdp, with_mesh.tensor) == asked
+  assert roofline.decode(setting) == roofline.decode(with_mesh)
