@@ -30,9 +30,10 @@ def main() -> None:
   args = parser.parse_args()
   names = timing.names_of(args)
   os.environ['JAX_PLATFORMS'] = args.platform
-  from lpo_jax import allocator
+  from lpo_jax import allocator, cores
 
   allocator.keep_freed_memory()
+  cores.offer()
   rows = [row for name in names for row in measure(name, args)]
   print(table(rows), timing.footer(args, rows), sep='\n')
   timing.write(args, 'roofline', rows)
