@@ -206,9 +206,11 @@ def begin(policy: policies.Policy, problems: Sequence[Problem], key: jax.Array,
       judging.add_rest(own)
       return resharding.returned(rollouts, onto, mesh), own
 
-  drawn = _in_thread(draw, mesh) if config.apart else draw()
-  return lambda: _collected(drawn() if config.apart else drawn, judging, config,
-                            weights, mesh, phases)
+  if config.apart and recorded is None:
+    drawn = _in_thread(draw, mesh)
+    return lambda: _collected(drawn(), judging, config, weights, mesh, phases)
+  drawn = draw()  # what is recorded is put where the policy trains: in no other thread
+  return lambda: _collected(drawn, judging, config, weights, mesh, phases)
 
 
 def _in_thread(job: Callable, mesh: jax.sharding.Mesh) -> Callable:

@@ -184,7 +184,8 @@ def copy_bytes(s: Setting) -> float:
 def reshard(s: Setting) -> Work:
   """Return the work of making that copy."""
   made = copy_bytes(s)
-  held = made / s.fsdp * BYTES[s.policy.param_dtype] / BYTES[s.policy.dtype]
+  held = made * s.sampling.tensor / (s.tensor * s.fsdp)
+  held *= BYTES[s.policy.param_dtype] / BYTES[s.policy.dtype]
   kept = 0 if s.sampling_mesh else 1 / s.fsdp  # of it is on the device already
   return Work(0.0, held + made, made * (1 - kept), 0.0)
 
