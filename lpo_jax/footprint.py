@@ -72,7 +72,7 @@ def _kept(s: roofline.Setting) -> float:
   rows = prompts * s.responses
   tokens = rows * s.new_tokens + prompts * s.prompt_width
   keys = s.prompt_width + s.new_tokens
-  block = blockwise.block_of(s.new_tokens)
+  block = blockwise.block_of(s.new_tokens, s.prompt_width)
   scores = roofline.stored(policy) * rows * policy.heads / s.tensor * block * keys
   heads = 3 * policy.heads * policy.head_dim
   if s.pack > 1:  # for attention they lie as padded groups, too

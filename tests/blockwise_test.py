@@ -10,6 +10,15 @@ from lpo_jax.policy import blockwise
 _B, _K, _N, _P, _H, _G, _D = 2, 3, 7, 5, 2, 2, 4
 
 
+@pytest.fixture(autouse=True, params=[True, False], ids=['copied', 'shared'])
+def copied(request, monkeypatch):
+  """Run every test with prompts copied to their responses, and with one copy."""
+  if not request.param:
+    monkeypatch.setattr(blockwise, '_SHORT_PROMPT', 0)
+  assert blockwise.is_copied(_N, _P) is request.param
+  return request.param
+
+
 def _normal(seed, *shape):
   return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
@@ -117,13 +126,23 @@ def test_low_precision_goes_in_and_out_with_float32_sums():
   assert all(x.dtype == jnp.bfloat16 for x in slopes)
 
 
-def test_weights_of_all_queries_never_exist():
+def test_weights_of_all_queries_never_exist(copied):
   arrays, masks = _inputs()
   text = jax.jit(jax.grad(lambda a: jnp.sum(_blockwise(a, masks, block=1)))).lower(
     arrays).as_text()
-  assert f'x{_N * _G}x{_N}xf32' not in text and f'x{_N * _G}x{_P}xf32' not in text
+  weights = [f'x{_N * _G}x{width}xf32' for width in (_N, _P, _N + _P)]
+  assert not any(shape in text for shape in weights)
   whole = jax.jit(lambda a: _blockwise(a, masks, block=_N)).lower(arrays).as_text()
-  assert f'x{_N * _G}x{_N}xf32' in whole  # what is looked for would be seen
+  assert weights[2 if copied else 0] in whole  # what is looked for would be seen
+
+
+def test_only_short_prompts_of_short_responses_are_copied(copied):
+  if copied:
+    assert not blockwise.is_copied(_N, 0)  # no prompt
+    assert blockwise.is_copied(128, 64)
+    assert not blockwise.is_copied(129, 64) and not blockwise.is_copied(128, 65)
+    assert blockwise.block_of(128, 64) == 32 < blockwise.block_of(128, 65) == 64
+    assert blockwise.block_of(4096, 64) == 256
 
 
 def test_blocks_without_a_real_query_are_zero_and_the_others_the_same():

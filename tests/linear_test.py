@@ -35,10 +35,24 @@ def test_weights_are_cast_to_the_activations_and_gradients_back():
   assert (dx.dtype, dweight.dtype) == (jnp.bfloat16, jnp.float32)
 
 
-def test_no_activation_is_transposed():
-  def loss(x, weight):
-    return jnp.sum(linear.linear(x, weight) ** 2)
+@pytest.mark.parametrize(('rows', 'columns', 'turned'), [
+  (6, 3, ['6x8']), (3, 6, ['3x8']), (7, 3, ['3x8', '3x7'])])
+def test_on_cpu_alone_the_narrower_factor_is_written_transposed(rows, columns, turned):
+  gradient = jax.jit(lambda x, dy: linear.over_rows(x, dy))
+  traced = gradient.trace(_normal(0, 8, rows), _normal(1, 8, columns))
+  for platform, expected in (('cpu', turned), ('tpu', []), ('cuda', [])):
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    written = [line.split('tensor<')[1].split('xf32')[0]
+               for line in text.splitlines() if 'optimization_barrier' in line]
+    assert written == expected
 
-  text = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(
-    _normal(0, 2, 4, 6), _normal(1, 6, 3)).as_text()
-  assert 'transpose' not in text
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('widths', [(6, 3), (3, 6), (7, 3), (3, 7)])
+def test_products_over_rows_equal_those_in_float64(widths, dtype):
+  x, y = (jnp.asarray(_normal(i, 2, 5, 8, width), dtype)
+          for i, width in enumerate(widths))
+  got = linear.over_rows(x, y)
+  expected = np.swapaxes(np.asarray(x, np.float64), -1, -2) @ np.asarray(y, np.float64)
+  assert got.dtype == jnp.float32
+  np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)

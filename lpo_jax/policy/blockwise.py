@@ -9,7 +9,9 @@ from their saved log-sum-exp (Dao et al. 2022, arXiv:2205.14135):
 
 Blocks beyond the causal diagonal, or before the sliding window, cost nothing, nor, if
 asked, do those without a real query. All K responses read one copy of their prompt's
-keys and values. Weights and sums are float32, products in the dtype of queries.
+keys and values, unless it is short beside short responses: products as small as that
+cost less as parts of larger ones. Weights and sums are float32, products in the dtype
+of queries.
 """
 
 import functools
@@ -18,10 +20,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lpo_jax.policy import norm
+from lpo_jax.policy import linear, norm
 from lpo_jax.types import Array
 
 _MASKED = -1e30  # finite: a query that sees nothing averages instead of dividing by 0
+_SHORT_PROMPT, _SHORT_RESPONSE = 64, 128  # up to both, prompts are copied K times
 
 
 class Keys(NamedTuple):
@@ -42,8 +45,7 @@ def attend(queries: Array, own: Keys, prompt: Keys | None, *,
     own: of the same N tokens.
     prompt: of the P positions right before them; None for none.
     window: positions a query sees, itself included; None for all.
-    block: queries at a time; 0: 64, or a sixteenth of N where that is more, since a
-      program grows with the blocks.
+    block: queries at a time; 0: see `block_of`.
     skip: blocks in which no token of `own` is real are not computed, but 0.
 
   Returns:
@@ -52,13 +54,46 @@ def attend(queries: Array, own: Keys, prompt: Keys | None, *,
   batch, samples, width, heads, group, size = queries.shape
   rows = jnp.moveaxis(queries * size**-0.5, 2, 3)
   rows = rows.reshape(batch, samples, heads, width * group, size)
-  out = _attend((window, block or block_of(width), group, skip), rows, own, prompt)
+  before = 0 if prompt is None else prompt.keys.shape[2]
+  block = block or block_of(width, before)
+  if is_copied(width, before):
+    own, prompt = _joined(prompt, own), None
+  else:
+    before = 0
+  out = _attend((window, block, group, skip, before), rows, own, prompt)
   return jnp.moveaxis(out.reshape(batch, samples, heads, width, group, size), 3, 2)
 
 
-def block_of(width: int) -> int:
-  """Return how many of N queries are taken at a time by default."""
-  return max(64, -(-width // 16))
+def block_of(width: int, before: int = 0) -> int:
+  """Return how many of N queries are taken at a time by default.
+
+  64, or 32 where prompts are copied; but a sixteenth of N where that is more, since a
+  program grows with the blocks.
+
+  Args:
+    width: N.
+    before: P, positions of the prompt.
+  """
+  return max(32 if is_copied(width, before) else 64, -(-width // 16))
+
+
+def is_copied(width: int, before: int) -> bool:
+  """Return whether a prompt of P positions is copied for each response of N tokens."""
+  return 0 < before <= _SHORT_PROMPT and width <= _SHORT_RESPONSE
+
+
+def _joined(prompt, own):
+  """Return the keys of each response with those of its prompt before them."""
+  batch, samples = own.keys.shape[:2]
+
+  def join(shared, x, *lead):
+    shared = jnp.broadcast_to(shared[:, None], (*lead, *shared.shape[1:]))
+    return jnp.concatenate([shared, jnp.broadcast_to(x, (*lead, *x.shape[2:]))], -2)
+
+  lead = batch, own.mask.shape[1]
+  mask = join(prompt.mask[..., None], own.mask[..., None], *lead)[..., 0]
+  return Keys(join(prompt.keys, own.keys, batch, samples),
+              join(prompt.values, own.values, batch, samples), mask)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -103,8 +138,8 @@ def _backward(statics, saved, dout):
         weights = jnp.exp(part.scores(here[0]) - normaliser)
         slope = weights * (_product('md,sd->ms', doutput, part.values) - shift)
         dquery += part.merge(_product('ms,sd->md', slope, part.keys))
-        news.append((_product('md,ms->ds', query, slope),
-                     _product('md,ms->ds', doutput, weights)))
+        news.append((linear.over_rows(*_alike(query, slope)),
+                     linear.over_rows(*_alike(doutput, weights))))
       return dquery.astype(queries.dtype), news
 
     dquery, news = _where_live(
@@ -164,16 +199,18 @@ class _Part(NamedTuple):
 
 def _blocks(statics, shape, own, prompt):
   """Yield each block's rows of [N G], whether any is real, and the parts they see."""
-  window, block, group, skip = statics
+  window, block, group, skip, before = statics
   samples, width = shape[1], shape[3] // group
   for start in range(0, width, block):
     stop = min(start + block, width)
-    first = 0 if window is None else max(0, start - window + 1) // block * block
-    seen = slice(first, stop)
+    first, last = 0, before + stop
+    if window is not None:
+      first = max(0, before + start - window + 1) // block * block
+    seen = slice(first, last)
     index = jnp.repeat(jnp.arange(start, stop), group)[:, None]
     parts = [_Part(
       own.keys[:, :, :, seen], own.values[:, :, :, seen],
-      _within(index - jnp.arange(first, stop)[None], window)[None, None, None]
+      _within(before + index - jnp.arange(first, last)[None], window)[None, None, None]
       & own.mask[:, :, None, None, seen], seen, 0)]
     if prompt is not None:
       size = prompt.keys.shape[2]
@@ -182,7 +219,7 @@ def _blocks(statics, shape, own, prompt):
         distance = jnp.tile(index, (samples, 1)) + size - jnp.arange(size)[None]
         visible &= _within(distance, window)[None, None]
       parts.append(_Part(prompt.keys, prompt.values, visible, slice(None), samples))
-    live = jnp.any(own.mask[..., start:stop]) if skip else None
+    live = jnp.any(own.mask[..., before + start:before + stop]) if skip else None
     yield slice(start * group, stop * group), live, parts
 
 
@@ -195,6 +232,11 @@ def _product(axes: str, a: Array, b: Array) -> Array:
   """Return a product of matrices for every head, summed in float32."""
   left, right = axes.split(',')
   right, out = right.split('->')
-  dtype = jnp.result_type(a, b) if a.dtype == b.dtype else jnp.bfloat16
-  return jnp.einsum(f'...{left},...{right}->...{out}', a.astype(dtype),
-                    b.astype(dtype), preferred_element_type=jnp.float32)
+  return jnp.einsum(f'...{left},...{right}->...{out}', *_alike(a, b),
+                    preferred_element_type=jnp.float32)
+
+
+def _alike(a: Array, b: Array) -> tuple[Array, Array]:
+  """Return two factors in one dtype, bfloat16 if they differ."""
+  dtype = a.dtype if a.dtype == b.dtype else jnp.bfloat16
+  return a.astype(dtype), b.astype(dtype)

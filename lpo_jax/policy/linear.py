@@ -5,8 +5,8 @@ writes transposed copies of activations: a quarter of the time of an update. Her
 
   y = x W        dx = dy W^T        dW = x^T dy
 
-are each one product over rows [B K N, D] as they lie in memory. Weights are cast to
-the dtype of x; sums are float32 inside the product.
+are each one product over rows [B K N, D] as they lie in memory, see `over_rows`.
+Weights are cast to the dtype of x; sums are float32 inside the product.
 """
 
 import jax
@@ -37,10 +37,35 @@ def _backward(saved, dy):
   x, weight = saved
   dx = jax.lax.dot_general(
     dy, weight.astype(dy.dtype), (((dy.ndim - 1,), (1,)), ((), ())))
-  x, rows = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
-  dw = jax.lax.dot_general(x, rows, (((0,), (0,)), ((), ())),
-                           preferred_element_type=jnp.float32)
+  dw = over_rows(x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1]))
   return dx, dw.astype(weight.dtype)
 
 
 linear.defvjp(_forward, _backward)
+
+
+def over_rows(x: Array, y: Array) -> Array:
+  """Return x^T y, a sum over the rows of both.
+
+  On CPU a transposed copy of the narrower one is written first: XLA's fast products are
+  those whose left factor lies row by row, and the copy costs a tenth of what they save.
+
+  Args:
+    x: [..., M, D].
+    y: [..., M, F], of the same dtype.
+
+  Returns:
+    f32[..., D, F].
+  """
+  return jax.lax.platform_dependent(x, y, cpu=_turned_first, default=_in_place)
+
+
+def _in_place(x, y):
+  return jnp.einsum('...md,...mf->...df', x, y, preferred_element_type=jnp.float32)
+
+
+def _turned_first(x, y):
+  if x.shape[-1] > 2 * y.shape[-1]:  # else x, which other products share
+    return jax.lax.optimization_barrier(_turned_first(y, x)).mT
+  return jnp.matmul(jax.lax.optimization_barrier(x.mT), y,
+                    preferred_element_type=jnp.float32)
