@@ -226,7 +226,7 @@ def update(s: Setting) -> Work:
   """Return the work of a step's whole update: log pi_b, gradients, the optimiser."""
   policy, rows = s.policy, s.prompts * s.samples
   own = forward_flops(policy, rows, s.new_tokens,
-                      s.prompt_width + _causal(s.new_tokens))
+                      s.prompt_width + _causal(s.new_tokens, s.prompt_width))
   prompt = forward_flops(policy, s.prompts, s.prompt_width, _causal(s.prompt_width))
   blocks, attention = (a + b for a, b in zip(own, prompt, strict=True))
   logits = logit_flops(policy, rows * s.new_tokens)
@@ -277,9 +277,9 @@ def step(s: Setting, chip: hardware.Chip) -> dict[str, dict[str, float]]:
   return found
 
 
-def _causal(width: int) -> float:
+def _causal(width: int, before: int = 0) -> float:
   """Return the keys of its own that a query meets on average, masked ones included."""
-  return (width + min(blockwise.block_of(width), width)) / 2
+  return (width + min(blockwise.block_of(width, before), width)) / 2
 
 
 def stored(policy: PolicyConfig) -> bool:
@@ -312,7 +312,7 @@ def _reduce(s: Setting, tokens: float) -> float:
 def _activation_traffic(s: Setting, tokens: float) -> float:
   """Return the bytes of activations that a forward pass writes and reads again."""
   policy, size = s.policy, BYTES[s.policy.dtype]
-  keys = s.prompt_width + _causal(s.new_tokens)
+  keys = s.prompt_width + _causal(s.new_tokens, s.prompt_width)
   a_token = 8 * policy.width + (4 * policy.heads * policy.head_dim
                                 + 4 * policy.mlp_width) / s.tensor
   scores = stored(policy) * policy.heads / s.tensor * keys * (4 + size)

@@ -1,17 +1,14 @@
 """Causal attention of whole responses, a block of queries at a time.
 
-The weights [.., N, P + N] of all queries never exist: each block of queries meets the
-prompt and the keys up to its own end, and the backward pass computes its weights again
-from their saved log-sum-exp (Dao et al. 2022, arXiv:2205.14135):
+Each block meets the prompt and the keys up to its own end; the backward pass computes
+its weights again from their log-sum-exp (Dao et al. 2022, arXiv:2205.14135):
 
   w_s = exp(q k_s - lse)   out = sum_s w_s v_s   delta = <d out, out>
   d q = sum_s w_s (<d out, v_s> - delta) k_s     and so for k and v
 
-Blocks beyond the causal diagonal, or before the sliding window, cost nothing, nor, if
-asked, do those without a real query. All K responses read one copy of their prompt's
-keys and values, unless it is short beside short responses: products as small as that
-cost less as parts of larger ones. Weights and sums are float32, products in the dtype
-of queries.
+What is beyond the causal diagonal, or before the sliding window, costs nothing, nor, if
+asked, do blocks without a real query. All K responses read one copy of their prompt,
+unless both are short. Weights and sums are float32, products in the dtype of queries.
 """
 
 import functools
@@ -78,7 +75,10 @@ def block_of(width: int, before: int = 0) -> int:
 
 
 def is_copied(width: int, before: int) -> bool:
-  """Return whether a prompt of P positions is copied for each response of N tokens."""
+  """Return whether a prompt of P positions is copied for each response of N tokens.
+
+  Products as small as theirs cost less as parts of larger ones.
+  """
   return 0 < before <= _SHORT_PROMPT and width <= _SHORT_RESPONSE
 
 
