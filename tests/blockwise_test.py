@@ -136,13 +136,13 @@ def test_weights_of_all_queries_never_exist(copied):
   assert weights[2 if copied else 0] in whole  # what is looked for would be seen
 
 
+@pytest.mark.parametrize('copied', [True], indirect=True)
 def test_only_short_prompts_of_short_responses_are_copied(copied):
-  if copied:
-    assert not blockwise.is_copied(_N, 0)  # no prompt
-    assert blockwise.is_copied(128, 64)
-    assert not blockwise.is_copied(129, 64) and not blockwise.is_copied(128, 65)
-    assert blockwise.block_of(128, 64) == 32 < blockwise.block_of(128, 65) == 64
-    assert blockwise.block_of(4096, 64) == 256
+  assert blockwise.is_copied(128, 64)
+  assert not blockwise.is_copied(129, 64) and not blockwise.is_copied(128, 65)
+  assert not blockwise.is_copied(_N, 0)  # no prompt
+  assert blockwise.block_of(128, 64) == 32 < blockwise.block_of(128, 65) == 64
+  assert blockwise.block_of(4096, 64) == 256
 
 
 def test_blocks_without_a_real_query_are_zero_and_the_others_the_same():

@@ -35,11 +35,21 @@ def test_weights_are_cast_to_the_activations_and_gradients_back():
   assert (dx.dtype, dweight.dtype) == (jnp.bfloat16, jnp.float32)
 
 
+@pytest.mark.parametrize(('platform', 'copies'), [('tpu', 0), ('cuda', 0), ('cpu', 1)])
+def test_no_activation_is_transposed_but_one_on_cpu(platform, copies):
+  def loss(x, weight):
+    return jnp.sum(linear.linear(x, weight) ** 2)
+
+  text = jax.jit(jax.grad(loss, argnums=(0, 1))).trace(
+    _normal(0, 2, 4, 6), _normal(1, 6, 3)).lower(
+      lowering_platforms=(platform,)).as_text()
+  assert text.count('transpose') == copies
+
+
 @pytest.mark.parametrize(('rows', 'columns', 'turned'), [
   (6, 3, ['6x8']), (3, 6, ['3x8']), (7, 3, ['3x8', '3x7'])])
 def test_on_cpu_alone_the_narrower_factor_is_written_transposed(rows, columns, turned):
-  gradient = jax.jit(lambda x, dy: linear.over_rows(x, dy))
-  traced = gradient.trace(_normal(0, 8, rows), _normal(1, 8, columns))
+  traced = jax.jit(linear.over_rows).trace(_normal(0, 8, rows), _normal(1, 8, columns))
   for platform, expected in (('cpu', turned), ('tpu', []), ('cuda', [])):
     text = traced.lower(lowering_platforms=(platform,)).as_text()
     written = [line.split('tensor<')[1].split('xf32')[0]

@@ -48,7 +48,7 @@ def over_rows(x: Array, y: Array) -> Array:
   """Return x^T y, a sum over the rows of both.
 
   On CPU a transposed copy of the narrower one is written first: XLA's fast products are
-  those whose left factor lies row by row, and the copy costs a tenth of what they save.
+  those whose left factor lies row by row, and the copy costs less than they save.
 
   Args:
     x: [..., M, D].
