@@ -174,10 +174,10 @@ def copy_bytes(s: Setting) -> float:
   tower = policy.vision.parameters(policy.width)[0] if policy.vision else 0
   if s.fsdp > 1 or there != s or policy.param_dtype != policy.dtype:
     count += (parameters(policy)[0] - tower) / there.tensor
-  if s.fsdp > 1 or there != s or policy.dtype != 'float32':  # A is whole, B is split
-    count += policy.adapter_params * (1 + 1 / there.tensor) / 2
-  if there != s:  # the tower is copied as it lies
-    count += tower / (there.fsdp * there.tensor)
+  if policy.lora and (s.fsdp > 1 or there != s or policy.dtype != 'float32'):
+    whole = policy.layers * policy.lora.rank * policy.width * len(policy.lora.targets)
+    count += whole + (policy.adapter_params - whole) / there.tensor
+  count += (there != s) * tower / (there.fsdp * there.tensor)  # copied as it lies
   return s.copy_weights * count * BYTES[policy.dtype]
 
 

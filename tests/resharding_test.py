@@ -198,7 +198,7 @@ def test_a_key_is_carried_only_where_it_must_be():
 
 
 @pytest.mark.parametrize(('shape', 'asked'), [
-  ((1, 4, 2), (4, 1, 2)), ((8, 1, 1), (2, 2, 2))])
+  ((1, 4, 2), (2, 1, 4)), ((1, 4, 2), (4, 1, 2)), ((8, 1, 1), (2, 2, 2))])
 def test_the_estimate_counts_all_that_lies_on_another_mesh(shape, asked):
   policy, mesh = placed(shape, lora=policies.Lora(rank=2))
   copy = resharding.copied(policy, mesh, resharding.mesh_of(mesh, asked))
