@@ -132,5 +132,5 @@ def placed(rows, place):
       each(prompt.mask), place(prompt.next, 'batch')),
     policies.Cache(jax.tree.map(
       lambda kv: place(kv, 'batch', 'kv_heads', None, None), cache.layers),
-      cache.length),
+      place(cache.length)),
     *map(each, (rows.keys, rows.limit, rows.token, rows.done)))

@@ -104,22 +104,25 @@ def _full(rows: np.ndarray, whole: tuple[int, int, int]) -> bool:
 def pack(loads, whole: tuple[int, int, int]) -> Move:
   """Return the move of as many rows as a load holds into the fewest places.
 
-  Places are halvings of a load's, so that programs are few; among equally few, those
-  that hold the most rows, and among these, where most responses share a prompt.
+  Places are halvings of a load's or three quarters of them all, so that programs are
+  few; among equally few, those that hold the most rows, and among these, where most
+  responses share a prompt.
 
   Args:
     loads: rows of one load or two, i[S, b, k].
     whole: shape of a load of new prompts.
   """
+  held = [[(load, slot, np.flatnonzero(members != NOBODY))
+           for load, rows in enumerate(loads)
+           for slot, members in enumerate(rows[shard])] for shard in range(whole[0])]
+
   def cut(width):
-    slots = [[(load, slot, members[i:i + width])
-              for load, rows in enumerate(loads)
-              for slot, members in enumerate(map(np.flatnonzero, rows[shard] != NOBODY))
-              for i in range(0, len(members), width)] for shard in range(whole[0])]
-    count = smallest_half(whole[1] * whole[2] // width, max(map(len, slots)))
+    slots = [[(load, slot, members[i:i + width]) for load, slot, members in mine
+              for i in range(0, len(members), width)] for mine in held]
+    count = smallest_part(whole[1] * whole[2] // width, max(map(len, slots)))
     slots = [mine[:count] for mine in slots]
-    held = sum(len(members) for mine in slots for *_, members in mine)
-    return (count * width, -held, -width), slots, (whole[0], count, width)
+    taken = sum(len(members) for mine in slots for *_, members in mine)
+    return (count * width, -taken, -width), slots, (whole[0], count, width)
 
   widths = {smallest_half(whole[2], least) for least in range(1, whole[2] + 1)} | {1}
   _, slots, shape = min(map(cut, widths), key=lambda found: found[0])
@@ -138,3 +141,10 @@ def smallest_half(size: int, least: int) -> int:
   while size % 2 == 0 and size // 2 >= max(least, 1):
     size //= 2
   return size
+
+
+def smallest_part(size: int, least: int) -> int:
+  """Return the same, or three quarters of `size` where that is less and >= least."""
+  most = size // 4 * 3
+  return most if size % 4 == 0 and size // 2 < least <= most else smallest_half(size,
+                                                                                least)

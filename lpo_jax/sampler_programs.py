@@ -66,7 +66,6 @@ def largest(policy, prompt, prompt_mask, row_ids, mesh, *, samples_per_prompt: i
     apart = refill.Move(*np.zeros((2, *load.shape[:2]), np.int32), 0 * load, load)
     rows = jax.eval_shape(lambda rows: compaction.move([rows], apart), rows)
   rows = compaction.placed(rows, place)
-  rows = rows._replace(cache=rows.cache._replace(length=scalar(jnp.int32)))
   return {
     'prefill': lambda: sampler.begin.lower(
       *given, capacity=min(chunk, max_new_tokens), **settings),

@@ -182,11 +182,11 @@ def joined(tree):
 
 
 def constrain_batch(x):
-  """Keep an activation [B, ...] split along B only; a no-op outside a mesh.
+  """Keep an activation [B, ...] split along B only; a no-op outside of `_mesh`.
 
   Without it XLA may follow a parameter's fsdp axis into the activations.
   """
-  if set(BATCH) <= set(jax.sharding.get_abstract_mesh().axis_names):
+  if set(BATCH) <= set(_mesh().axis_names):
     spec = PartitionSpec(BATCH, *([PartitionSpec.UNCONSTRAINED] * (x.ndim - 1)))
     return jax.lax.with_sharding_constraint(x, spec)
   return x
@@ -210,12 +210,24 @@ def placement(shape: tuple[int, ...], logical: tuple, mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(*spec))
 
 
-def constrain(x, *logical: str | None):
-  """Place an activation as `placement` says; a no-op outside a mesh."""
+def spec(x, *logical: str | None) -> PartitionSpec | None:
+  """Return how `placement` splits an activation; None outside of `_mesh`."""
+  mesh = _mesh()
+  known = set(AXES) <= set(mesh.axis_names)
+  return placement(x.shape, logical, mesh).spec if known else None
+
+
+def _mesh():
+  """Return the mesh in context; an empty one within `by_shard`, as without any."""
   mesh = jax.sharding.get_abstract_mesh()
-  if not set(AXES) <= set(mesh.axis_names):
-    return x
-  return jax.lax.with_sharding_constraint(x, placement(x.shape, logical, mesh).spec)
+  within = AxisType.Manual in mesh.axis_types
+  return jax.sharding.AbstractMesh((), ()) if within else mesh
+
+
+def constrain(x, *logical: str | None):
+  """Place an activation as `placement` says; a no-op outside of `_mesh`."""
+  where = spec(x, *logical)
+  return x if where is None else jax.lax.with_sharding_constraint(x, where)
 
 
 def lookup(table, tokens):
@@ -235,10 +247,28 @@ def constrain_residual(x, sequence: bool):
   With `sequence`, what a block keeps for its backward pass is as many times smaller
   as the tensor axis is long; XLA gathers it where heads or MLP columns are split.
   """
-  mesh = jax.sharding.get_abstract_mesh()
+  mesh = _mesh()
   if not sequence or x.shape[-2] % mesh.shape.get('tensor', 1):
     return constrain_batch(x)
   return constrain(x, 'batch', *[None] * (x.ndim - 3), 'sequence', None)
+
+
+def by_shard(function, given: tuple, found: tuple):
+  """Return a function that each shard of the batch runs by itself, where it can.
+
+  It can where a mesh splits nothing but the batch and every device has all weights: a
+  loop then ends for each shard when its own rows are done, and no step waits for the
+  slowest device. Elsewhere this is the function itself.
+
+  Args:
+    function: of and to trees of arrays.
+    given: a PartitionSpec for each argument, or a tree of them.
+    found: for its results, likewise.
+  """
+  shape = _mesh().shape
+  if shape.get('data', 1) == 1 or max(shape['fsdp'], shape['tensor']) > 1:
+    return function
+  return jax.shard_map(function, in_specs=given, out_specs=found, check_vma=False)
 
 
 def batch_shards(mesh: Mesh | None = None) -> int:

@@ -115,6 +115,18 @@ def test_responses_that_remain_share_their_prompt_where_that_costs_no_place():
                                 [-1, -1, 0, 1, 2, 8, 16, 24])
 
 
+@pytest.mark.parametrize('rows,places', [(64, 64), (49, 64), (48, 48), (33, 48),
+                                         (32, 32), (17, 32), (12, 16), (1, 1)])
+def test_places_are_halvings_of_a_load_or_three_quarters_of_it(rows, places):
+  held = np.full((2, 64), refill.NOBODY)
+  held[0, :rows] = np.arange(rows)  # the fuller shard decides
+  held[1, :rows // 2] = 1000
+  found = refill.pack([held.reshape(2, 8, 8)], (2, 8, 8))
+  assert found.rows.shape[0] == 2
+  assert found.rows[0].size == found.rows[1].size == places
+  np.testing.assert_array_equal(np.sort(found.rows[0].ravel())[-rows:], np.arange(rows))
+
+
 class _Held:
   """A handle that takes room as long as anyone has it."""
 

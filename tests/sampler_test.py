@@ -354,11 +354,19 @@ def test_rows_that_wait_for_others_become_what_they_would_have(monkeypatch):
   assert len(set(told)) == len(told) >= 4
 
 
-def test_rows_wait_on_their_shard_of_a_mesh(monkeypatch):
+@pytest.mark.parametrize('shape,waits', [((2, 2, 2), True), ((4, 1, 1), False)])
+def test_rows_wait_on_their_shard_of_a_mesh(monkeypatch, shape, waits):
   _, whole = _heavy_alone(prompts=16)
   met, merge = [], compaction._merge
   monkeypatch.setattr(compaction, '_merge', lambda *args: met.append(1) or merge(*args))
-  mesh = sharding.make_mesh((2, 2, 2))
+  programs, decode = [], sampler.decode
+
+  def spy_decode(*args, **settings):
+    programs.append(decode.lower(*args, **settings))
+    return decode(*args, **settings)
+
+  monkeypatch.setattr(sampler, 'decode', spy_decode)
+  mesh = sharding.make_mesh(shape)
   limits = shapes.heavy_tailed(16, 4, 32)
   batch = tiny.prompts(np.resize((4, 1, 6, 3, 2, 5, 4, 6), 16))
   policy = tiny.policy(vocab_size=16)
@@ -367,6 +375,8 @@ def test_rows_wait_on_their_shard_of_a_mesh(monkeypatch):
     *batch, limits = sharding.shard_batch((*batch, limits), mesh)
     _same(_sample(batch, policy, **_LONG, limits=limits, stop_tokens=(), chunk=8,
                   prompts_at_once=8, parked=1.0), whole)
+    # Where each device has all weights, no step of one waits for the others.
+    assert (' all-reduce(' in programs[0].compile().as_text()) == waits
   assert met
 
 

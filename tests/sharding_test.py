@@ -162,6 +162,25 @@ def test_activations_are_split_along_the_batch_inside_a_mesh():
   assert y.sharding.shard_shape(y.shape)[0] == 2
 
 
+@pytest.mark.parametrize('shape,alone', [
+  ((4, 1, 1), True), ((1, 1, 1), False), ((2, 2, 1), False), ((4, 1, 2), False)])
+def test_shards_loop_by_themselves_where_every_device_has_all_weights(shape, alone):
+  def turns(limits):  # [B] -> [B], turns until the last row is there
+    count = jax.lax.while_loop(lambda n: (n < limits).any(), lambda n: n + 1, 0)
+    return sharding.constrain(limits * 0 + count, 'batch')
+
+  limits = np.array([1, 3, 0, 0, 9, 2, 5, 5], np.int32)
+  expected = np.repeat([3, 0, 9, 5], 2) if alone else np.full(8, 9)
+  mesh = sharding.make_mesh(shape)
+  with jax.set_mesh(mesh):
+    rows = sharding.shard_batch(limits, mesh)
+    spec = sharding.spec(rows, 'batch')
+    found = jax.jit(sharding.by_shard(turns, (spec,), spec))(rows)
+  np.testing.assert_array_equal(found, expected)
+  assert sharding.spec(limits, 'batch') is None  # no mesh in context
+  assert sharding.by_shard(turns, (None,), None) is turns
+
+
 # A policy on a mesh: what is split, what is copied, and that the result is the same.
 
 _MESHED = dict(heads=8, kv_heads=2, vocab_size=96, width=16, mlp_width=32)
