@@ -144,7 +144,6 @@ def smallest_half(size: int, least: int) -> int:
 
 
 def smallest_part(size: int, least: int) -> int:
-  """Return the same, or three quarters of `size` where that is less and >= least."""
-  most = size // 4 * 3
-  return most if size % 4 == 0 and size // 2 < least <= most else smallest_half(size,
-                                                                                least)
+  """Return `smallest_half`, or three quarters of `size` if they are fewer, >= least."""
+  half, most = smallest_half(size, least), size * 3 // 4
+  return min(half, most) if size % 4 == 0 and least <= most else half

@@ -187,8 +187,8 @@ def constrain_batch(x):
   Without it XLA may follow a parameter's fsdp axis into the activations.
   """
   if set(BATCH) <= set(_mesh().axis_names):
-    spec = PartitionSpec(BATCH, *([PartitionSpec.UNCONSTRAINED] * (x.ndim - 1)))
-    return jax.lax.with_sharding_constraint(x, spec)
+    where = PartitionSpec(BATCH, *([PartitionSpec.UNCONSTRAINED] * (x.ndim - 1)))
+    return jax.lax.with_sharding_constraint(x, where)
   return x
 
 
@@ -266,7 +266,7 @@ def by_shard(function, given: tuple, found: tuple):
     found: for its results, likewise.
   """
   shape = _mesh().shape
-  if shape.get('data', 1) == 1 or max(shape['fsdp'], shape['tensor']) > 1:
+  if shape.get('data', 1) == 1 or any(shape.get(axis, 1) > 1 for axis in AXES[1:]):
     return function
   return jax.shard_map(function, in_specs=given, out_specs=found, check_vma=False)
 
