@@ -31,11 +31,11 @@ class Rows(NamedTuple):
 
 
 def move(loads, to: refill.Move):
-  """Return the rows of one load, or of two, that `refill` brings together.
+  """Return the rows of some loads that `refill` brings together.
 
   Responses are permuted within their group, and groups within their shard of the
-  batch: keys and values stay on their device. A prompt's are copied where its
-  responses come to lie in several slots.
+  batch: keys and values stay on their device, but for those that are sent to another
+  shard. A prompt's are copied where its responses come to lie in several slots.
   """
   groups, members = to.slot.shape[0] * to.slot.shape[1], to.member.shape[-1]
   found = []
@@ -46,24 +46,46 @@ def move(loads, to: refill.Move):
     found.append((local, (local + size * np.arange(len(local))[:, None]).reshape(-1),
                   np.where(mine[..., None], to.member, 0).reshape(groups, members)))
   if len(loads) == 1:
-    return _take(*loads, *found[0])
-  return _merge(tuple(loads), tuple(found), to.load.reshape(-1) == 1)
+    rows = _take(*loads, *found[0])
+  else:
+    rows = _merge(tuple(loads), tuple(found), to.load.reshape(-1))
+  return _send(rows, distance=to.distance) if to.distance else rows
 
 
 @jax.jit
-def _merge(loads, indices, second):
-  """Return slots of two loads, of the second where `second` bool[B'] says so."""
-  first, other = (_gather(rows, *index) for rows, index in zip(loads, indices,
-                                                             strict=True))
+def _merge(loads, indices, load):
+  """Return slots of several loads, each of that which `load` i[B'] says."""
+  first, *others = (_gather(rows, *index) for rows, index in zip(loads, indices,
+                                                               strict=True))
   axes = placed(first, lambda x, *logical: x.ndim - len(logical))
 
-  def chosen(x, y, axis):
+  def chosen(number, x, y, axis):
     if not x.ndim:  # the length, which is one
       return x
-    mine = jnp.repeat(second, x.shape[axis] // len(second))
+    mine = jnp.repeat(load == number, x.shape[axis] // len(load))
     return jnp.where(mine.reshape(-1, *[1] * (x.ndim - axis - 1)), y, x)
 
-  return placed(jax.tree.map(chosen, first, other, axes), sharding.constrain)
+  for number, other in enumerate(others, 1):
+    first = jax.tree.map(functools.partial(chosen, number), first, other, axes)
+  return placed(first, sharding.constrain)
+
+
+@functools.partial(jax.jit, static_argnames='distance')
+def _send(rows, *, distance):
+  """Return for each shard the rows of its partner; see `refill.partners`."""
+  to = refill.partners(sharding.batch_shards(), distance)
+  where = placed(rows, sharding.spec)
+
+  def each(x):
+    if not x.ndim:  # the length, which is one
+      return x
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+      return jax.random.wrap_key_data(each(jax.random.key_data(x)),
+                                      impl=jax.random.key_impl(x))
+    return jax.lax.ppermute(x, sharding.BATCH, list(enumerate(to.tolist())))
+
+  return jax.shard_map(lambda rows: jax.tree.map(each, rows), in_specs=(where,),
+                       out_specs=where, check_vma=False)(rows)
 
 
 @jax.jit

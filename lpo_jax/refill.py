@@ -8,10 +8,11 @@ level goes on, in as few places as hold it, and takes along whom it meets. So no
 ever holds a load, and all but the last few turns are full ones.
 
 Rows lie in places [S, b, k]: on each shard of the batch b slots, each a prompt and k
-of its responses. A row stays on its shard. This is host logic on row numbers; what it
-moves, it knows as handles.
+of its responses. The fullest shard decides how many there are, so rows change shards
+where that saves some. This is host logic on row numbers; what moves has a handle.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -21,12 +22,13 @@ NOBODY = -1  # the row number of an empty place
 
 
 class Move(NamedTuple):
-  """Which places of one or two loads make up a new one."""
+  """Which places of some loads make up a new one."""
 
   load: np.ndarray  # i[S, b], which of them a slot comes from
   slot: np.ndarray  # i[S, b], its number there, within its shard
   member: np.ndarray  # i[S, b, k], its responses there
   rows: np.ndarray  # i[S, b, k], who that is
+  distance: int = 0  # then every slot goes to the shard i xor distance; 0: it stays
 
 
 def fresh(prompts: int, samples: int, loads: int, shards: int) -> list[np.ndarray]:
@@ -51,7 +53,7 @@ def run(loads: list[np.ndarray], rooms: list[int], most: float, *, begin: Callab
     begin: load number -> handle of its rows.
     decode: (handle, rows, chunk number) -> handle, and done bool[S, b, k]; the last
       chunk leaves nobody.
-    move: (one or two handles, Move) -> handle.
+    move: (one handle or more, Move) -> handle.
   """
   whole, waiting = loads[0].shape, list(range(len(loads)))
   parked = {}  # level -> handle and rows
@@ -86,14 +88,22 @@ def _chunk(running, level, parked, whole, decode, move):
 
 def _packed(found, whole, move):
   """Yield the loads, handle and rows, that hold everybody of the loads of a level."""
-  handles, rows = zip(*found, strict=True)
+  handles, rows = map(list, zip(*found, strict=True))
+  while (sent := surplus(rows, whole)) is not None:
+    handles.append(move(handles, sent))
+    rows = [*_without(rows, sent.rows), sent.rows[partners(whole[0], sent.distance)]]
   while any((mine != NOBODY).any() for mine in rows):
     new = pack(rows, whole)
     if len(rows) == 1 and new.rows.size == rows[0].size:
       yield handles[0], rows[0]  # as they lie
       return
     yield move(handles, new), new.rows
-    rows = [np.where(np.isin(mine, new.rows), NOBODY, mine) for mine in rows]
+    rows = _without(rows, new.rows)
+
+
+def _without(loads, gone):
+  """Return rows of loads, with nobody in place of those that are gone."""
+  return [np.where(np.isin(rows, gone), NOBODY, rows) for rows in loads]
 
 
 def _full(rows: np.ndarray, whole: tuple[int, int, int]) -> bool:
@@ -106,26 +116,79 @@ def pack(loads, whole: tuple[int, int, int]) -> Move:
 
   Places are halvings of a load's or three quarters of them all, so that programs are
   few; among equally few, those that hold the most rows, and among these, where most
-  responses share a prompt.
+  responses share a prompt. Every row stays on its shard.
 
   Args:
-    loads: rows of one load or two, i[S, b, k].
+    loads: rows of one load or more, i[S, b, k].
     whole: shape of a load of new prompts.
   """
-  held = [[(load, slot, np.flatnonzero(members != NOBODY))
-           for load, rows in enumerate(loads)
-           for slot, members in enumerate(rows[shard])] for shard in range(whole[0])]
-
   def cut(width):
-    slots = [[(load, slot, members[i:i + width]) for load, slot, members in mine
-              for i in range(0, len(members), width)] for mine in held]
+    slots = _slots(loads, width)
     count = smallest_part(whole[1] * whole[2] // width, max(map(len, slots)))
     slots = [mine[:count] for mine in slots]
     taken = sum(len(members) for mine in slots for *_, members in mine)
-    return (count * width, -taken, -width), slots, (whole[0], count, width)
+    return (count * width, -taken, -width), slots, (count, width)
 
-  widths = {smallest_half(whole[2], least) for least in range(1, whole[2] + 1)} | {1}
-  _, slots, shape = min(map(cut, widths), key=lambda found: found[0])
+  _, slots, shape = min(map(cut, _widths(whole[2])), key=lambda found: found[0])
+  return _moved(loads, slots, shape)
+
+
+def surplus(loads, whole: tuple[int, int, int]) -> Move | None:
+  """Return what shards send each other so that `pack` needs fewer places.
+
+  All shards that lie a distance apart become as full as each other; the distance is
+  the power of two that helps most. None if rows are best left where they are.
+
+  Args:
+    loads: rows of one load or more, i[S, b, k].
+    whole: shape of a load of new prompts.
+  """
+  members = np.concatenate([(rows != NOBODY).sum(-1) for rows in loads], axis=1)
+
+  def even(width, distance):
+    """Return how good it is to even slots out, and how many each shard sends."""
+    slots = (-(-members // width)).sum(1)
+    ahead = slots - slots[partners(whole[0], distance)]
+    sent = np.maximum(ahead, 0) // 2
+    slots = slots - sent + sent[partners(whole[0], distance)]
+    count = smallest_part(whole[1] * whole[2] // width, slots.max())
+    taken = np.minimum(slots, count).sum() / max(slots.sum(), 1)
+    return (count * width, -taken, distance, -width), sent
+
+  distances = [0] + [2**power for power in range((whole[0] - 1).bit_length())]
+  ways = (even(*way) for way in itertools.product(_widths(whole[2]), distances))
+  (*_, distance, width), sent = min(ways, key=lambda found: found[0])
+  if not distance:
+    return None
+  slots = zip(_slots(loads, -width), sent, strict=True)
+  most = smallest_half(whole[1] * whole[2] // -width, sent.max())
+  return _moved(loads, [mine[:count] for mine, count in slots], (most, -width),
+                distance)
+
+
+def partners(shards: int, distance: int) -> np.ndarray:
+  """Return for each shard the one `distance` away, i xor distance; itself if none."""
+  far = np.arange(shards) ^ distance
+  return np.where(far < shards, far, np.arange(shards))
+
+
+def _widths(samples: int) -> set[int]:
+  """Return how many responses may share a slot's prompt: halvings of K, and one."""
+  return {smallest_half(samples, least) for least in range(1, samples + 1)} | {1}
+
+
+def _slots(loads, width: int) -> list[list]:
+  """Return for each shard load, slot and members of all rows, `width` or fewer each."""
+  return [[(load, slot, members[i:i + width])
+           for load, rows in enumerate(loads)
+           for slot, places in enumerate(rows[shard])
+           for members in [np.flatnonzero(places != NOBODY)]
+           for i in range(0, len(members), width)] for shard in range(len(loads[0]))]
+
+
+def _moved(loads, slots, shape, distance=0) -> Move:
+  """Return the move of each shard's slots into places of a shape (count, width)."""
+  shape = (len(slots), *shape)
   load, slot = (np.zeros(shape[:2], np.int32) for _ in range(2))
   member, rows = np.zeros(shape, np.int32), np.full(shape, NOBODY)
   for shard, mine in enumerate(slots):
@@ -133,7 +196,7 @@ def pack(loads, whole: tuple[int, int, int]) -> Move:
       member[shard, i, :len(members)] = members
       rows[shard, i, :len(members)] = loads[load[shard, i]][shard, slot[shard, i],
                                                             members]
-  return Move(load, slot, member, rows)
+  return Move(load, slot, member, rows, distance)
 
 
 def smallest_half(size: int, least: int) -> int:

@@ -1,4 +1,4 @@
-"""Every row is decoded once to its end, on its shard, and few places stand empty."""
+"""Every row is decoded once to its end, and on few shards do places stand empty."""
 
 import itertools
 import weakref
@@ -18,12 +18,9 @@ class _Device:
   def __init__(self, lengths, at_once, longest, chunk, shards=1):
     self.lengths, self.chunk, self.longest = lengths.reshape(-1), chunk, longest
     self.loads = refill.fresh(*lengths.shape, len(lengths) // at_once, shards)
-    self.shard = dict(zip(np.stack(self.loads).ravel().tolist(), np.broadcast_to(
-      np.arange(shards)[:, None, None], np.stack(self.loads).shape).ravel(),
-      strict=True))
     self.rooms = [min(start + chunk, longest) for start in range(0, longest, chunk)]
     self.behind = np.zeros(self.lengths.size, int)  # chunks that each row was decoded
-    self.places, self.shapes, self.turns = 0, set(), []
+    self.places, self.shapes, self.turns, self.sent = 0, set(), [], 0
 
   def run(self, most=1.0):
     refill.run(self.loads, self.rooms, most, begin=lambda load: self.loads[load].copy(),
@@ -33,8 +30,6 @@ class _Device:
   def decode(self, handle, rows, index):
     real = rows != refill.NOBODY
     np.testing.assert_array_equal(handle[real], rows[real])
-    for shard, mine in enumerate(rows):
-      assert {self.shard[row] for row in mine[mine != refill.NOBODY]} <= {shard}
     start = index * self.chunk
     assert (self.behind[rows[real]] == index).all()
     assert (self.lengths[rows[real]] > start).all()  # nobody who is done
@@ -51,14 +46,16 @@ class _Device:
     for shard in range(len(to.slot)):
       for i, load in enumerate(to.load[shard]):
         found[shard, i] = handles[load][shard, to.slot[shard, i]][to.member[shard, i]]
-    return np.where(to.rows == refill.NOBODY, -7, found)
+    found = np.where(to.rows == refill.NOBODY, -7, found)
+    self.sent += to.distance > 0
+    return found[refill.partners(len(found), to.distance)]
 
   def waste(self):
     """Return places decoded over tokens sampled."""
     return self.places / self.lengths.sum()
 
 
-@pytest.mark.parametrize('shards', [1, 4])
+@pytest.mark.parametrize('shards', [1, 2, 4])
 @pytest.mark.parametrize(('prompts', 'at_once', 'longest', 'chunk', 'samples'), [
   (64, 16, 512, 32, 8), (64, 64, 512, 32, 8), (8, 8, 100, 7, 3), (32, 4, 64, 8, 1),
   (16, 8, 10, 10, 6), (24, 12, 9, 1, 5)])
@@ -79,6 +76,17 @@ def test_a_heavy_tail_costs_little_more_than_its_tokens(prompts, at_once, chunk,
     found = _Device(lengths, at_once, 512, chunk).run()
     assert 1 <= found.waste() < most
     assert len(found.shapes) <= 10
+
+
+@pytest.mark.parametrize(('shards', 'waits', 'most'), [
+  (16, 0.0, 1.15), (16, 1.0, 1.08), (64, 0.0, 1.25), (64, 1.0, 1.08)])
+def test_many_shards_need_few_more_places_than_one(shards, waits, most):
+  for seed in range(3):
+    lengths = shapes.heavy_tailed(512 if waits else 128, _K, 1024, seed)
+    one, many = (_Device(lengths, 128, 1024, 128, count).run(waits)
+                 for count in (1, shards))
+    assert one.waste() <= many.waste() < most * one.waste()
+    assert one.sent == 0 < many.sent < 1.5 * len(many.turns)
 
 
 def test_without_room_for_parked_rows_a_load_ends_before_the_next_begins():
@@ -125,6 +133,45 @@ def test_places_are_halvings_of_a_load_or_three_quarters_of_it(rows, places):
   assert found.rows.shape[0] == 2
   assert found.rows[0].size == found.rows[1].size == places
   np.testing.assert_array_equal(np.sort(found.rows[0].ravel())[-rows:], np.arange(rows))
+
+
+@pytest.mark.parametrize('shards', [1, 2, 3, 4, 6, 8])
+def test_what_shards_send_saves_places_and_loses_nobody(shards):
+  whole, count = (shards, 4, _K), 0
+  for seed in range(8):
+    rng = np.random.default_rng(seed)
+    rows = np.arange(shards * 32).reshape(whole)
+    left = rng.random((shards, 1, 1))  # how many responses are left differs by shard
+    loads = [np.where(rng.random(whole) < left, rows + i * rows.size, refill.NOBODY)
+             for i in range(rng.integers(1, 3))]
+    sent = refill.surplus(loads, whole)
+    if sent is not None:
+      count += 1
+      _check_sent(loads, sent, whole)
+  assert (count >= 2) == (shards > 1)
+
+
+def _check_sent(loads, sent, whole):
+  partners = refill.partners(whole[0], sent.distance)
+  gone = sent.rows[sent.rows != refill.NOBODY]
+  assert len(set(gone)) == gone.size > 0
+  for shard, mine in enumerate(sent.rows):
+    mine = set(mine[mine != refill.NOBODY])
+    assert mine <= {row for load in loads for row in load[shard].ravel()}
+    if mine:  # who sends gets nothing back
+      assert partners[shard] != shard
+      assert (sent.rows[partners[shard]] == refill.NOBODY).all()
+  stay = [np.where(np.isin(load, gone), refill.NOBODY, load) for load in loads]
+  even = refill.pack([*stay, sent.rows[partners]], whole).rows
+  alone = refill.pack(loads, whole).rows
+  held = [(found != refill.NOBODY).sum() for found in (even, alone)]
+  assert even.size < alone.size or held[0] > held[1] and even.size == alone.size
+
+
+def test_partners_lie_a_distance_apart_or_are_alone():
+  np.testing.assert_array_equal(refill.partners(5, 2), [2, 3, 0, 1, 4])
+  np.testing.assert_array_equal(refill.partners(4, 1), [1, 0, 3, 2])
+  np.testing.assert_array_equal(refill.partners(3, 0), [0, 1, 2])
 
 
 class _Held:

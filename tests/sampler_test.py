@@ -355,10 +355,12 @@ def test_rows_that_wait_for_others_become_what_they_would_have(monkeypatch):
 
 
 @pytest.mark.parametrize('shape,waits', [((2, 2, 2), True), ((4, 1, 1), False)])
-def test_rows_wait_on_their_shard_of_a_mesh(monkeypatch, shape, waits):
+def test_rows_wait_on_a_mesh_and_fuller_shards_send_some(monkeypatch, shape, waits):
   _, whole = _heavy_alone(prompts=16)
-  met, merge = [], compaction._merge
+  met, merge, sent, send = [], compaction._merge, [], compaction._send
   monkeypatch.setattr(compaction, '_merge', lambda *args: met.append(1) or merge(*args))
+  monkeypatch.setattr(compaction, '_send', lambda rows, distance: sent.append(
+    distance) or send(rows, distance=distance))
   programs, decode = [], sampler.decode
 
   def spy_decode(*args, **settings):
@@ -378,6 +380,7 @@ def test_rows_wait_on_their_shard_of_a_mesh(monkeypatch, shape, waits):
     # Where each device has all weights, no step of one waits for the others.
     assert (' all-reduce(' in programs[0].compile().as_text()) == waits
   assert met
+  assert set(sent) == {1, 2}
 
 
 # Bad arguments: no policy is given, so nothing can have been compiled.
