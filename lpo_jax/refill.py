@@ -122,15 +122,16 @@ def pack(loads, whole: tuple[int, int, int]) -> Move:
     loads: rows of one load or more, i[S, b, k].
     whole: shape of a load of new prompts.
   """
-  def cut(width):
-    slots = _slots(loads, width)
-    count = smallest_part(whole[1] * whole[2] // width, max(map(len, slots)))
-    slots = [mine[:count] for mine in slots]
-    taken = sum(len(members) for mine in slots for *_, members in mine)
-    return (count * width, -taken, -width), slots, (count, width)
+  members = _members(loads)
 
-  _, slots, shape = min(map(cut, _widths(whole[2])), key=lambda found: found[0])
-  return _moved(loads, slots, shape)
+  def cut(width):
+    slots = -(-members // width)
+    count = smallest_part(whole[1] * whole[2] // width, slots.sum(1).max())
+    left = count - (slots.cumsum(1) - slots)  # places that the slots before leave
+    return count * width, -np.clip(left * width, 0, members).sum(), -width, count
+
+  *_, width, count = min(map(cut, _widths(whole[2])))
+  return _moved(loads, -width, count, np.full(whole[0], count))
 
 
 def surplus(loads, whole: tuple[int, int, int]) -> Move | None:
@@ -143,7 +144,7 @@ def surplus(loads, whole: tuple[int, int, int]) -> Move | None:
     loads: rows of one load or more, i[S, b, k].
     whole: shape of a load of new prompts.
   """
-  members = np.concatenate([(rows != NOBODY).sum(-1) for rows in loads], axis=1)
+  members = _members(loads)
 
   def even(width, distance):
     """Return how good it is to even slots out, and how many each shard sends."""
@@ -160,10 +161,8 @@ def surplus(loads, whole: tuple[int, int, int]) -> Move | None:
   (*_, distance, width), sent = min(ways, key=lambda found: found[0])
   if not distance:
     return None
-  slots = zip(_slots(loads, -width), sent, strict=True)
   most = smallest_half(whole[1] * whole[2] // -width, sent.max())
-  return _moved(loads, [mine[:count] for mine, count in slots], (most, -width),
-                distance)
+  return _moved(loads, -width, most, sent, distance)
 
 
 def partners(shards: int, distance: int) -> np.ndarray:
@@ -177,26 +176,41 @@ def _widths(samples: int) -> set[int]:
   return {smallest_half(samples, least) for least in range(1, samples + 1)} | {1}
 
 
-def _slots(loads, width: int) -> list[list]:
-  """Return for each shard load, slot and members of all rows, `width` or fewer each."""
-  return [[(load, slot, members[i:i + width])
-           for load, rows in enumerate(loads)
-           for slot, places in enumerate(rows[shard])
-           for members in [np.flatnonzero(places != NOBODY)]
-           for i in range(0, len(members), width)] for shard in range(len(loads[0]))]
+def _members(loads) -> np.ndarray:
+  """Return how many rows there are in each slot of all loads, i[S, slots]."""
+  return np.concatenate([(rows != NOBODY).sum(-1) for rows in loads], axis=1)
 
 
-def _moved(loads, slots, shape, distance=0) -> Move:
-  """Return the move of each shard's slots into places of a shape (count, width)."""
-  shape = (len(slots), *shape)
-  load, slot = (np.zeros(shape[:2], np.int32) for _ in range(2))
-  member, rows = np.zeros(shape, np.int32), np.full(shape, NOBODY)
-  for shard, mine in enumerate(slots):
-    for i, (load[shard, i], slot[shard, i], members) in enumerate(mine):
-      member[shard, i, :len(members)] = members
-      rows[shard, i, :len(members)] = loads[load[shard, i]][shard, slot[shard, i],
-                                                            members]
-  return Move(load, slot, member, rows, distance)
+def _moved(loads, width, size, counts, distance=0) -> Move:
+  """Return the move of the first slots, `counts` i[S], into places [S, size, width]."""
+  parts = [_cut(rows, load, width) for load, rows in enumerate(loads)]
+  parts.append(_cut(np.full((len(counts), size, width), NOBODY), 0, width))
+  parts = [np.concatenate(each, axis=1) for each in zip(*parts, strict=True)]
+  here = parts[-1][..., 0] != NOBODY
+  here &= here.cumsum(1) <= counts[:, None]
+  first = np.argsort(~here, axis=1, kind='stable')[:, :size]
+  shards = np.arange(len(counts))[:, None]
+  load, slot, member, rows = (each[shards, first] for each in parts)
+  rows = np.where(here[shards, first][..., None], rows, NOBODY)
+  real = rows != NOBODY
+  slot, load = (np.where(real[..., 0], each, 0) for each in (slot, load))
+  return Move(load, slot, np.where(real, member, 0), rows, distance)
+
+
+def _cut(rows, load, width):
+  """Return load, slot, members and rows of slots cut to `width`, real rows first.
+
+  i[S, n] the first two, i[S, n, width] the others.
+  """
+  (shards, slots, samples), fill = rows.shape, -rows.shape[2] % width
+  member = np.argsort(rows == NOBODY, axis=-1, kind='stable').astype(np.int32)
+  rows = np.take_along_axis(rows, member, axis=-1)
+  member, rows = (np.pad(x, ((0, 0), (0, 0), (0, fill)), constant_values=value)
+                  .reshape(shards, -1, width)
+                  for x, value in ((member, 0), (rows, NOBODY)))
+  slot = np.repeat(np.arange(slots, dtype=np.int32), (samples + fill) // width)
+  slot = np.broadcast_to(slot, member.shape[:2])
+  return np.full_like(slot, load), slot, member, rows
 
 
 def smallest_half(size: int, least: int) -> int:
