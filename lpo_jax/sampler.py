@@ -83,8 +83,8 @@ def sample(policy: policies.Policy, prompt: Array, prompt_mask: Array, key: Arra
   choice, settings = choices.settings(temperature, stop_tokens, top_k, top_p)
   settings |= dict(pad_token=pad_token, unroll=unroll)
   return Rollouts(prompt, prompt_mask, *_responses(
-    policy, prompt, parts, key, choice, shape, chunk, parked, settings, finished),
-                  images)
+    turn(policy) if turns(policy, unroll) else policy, prompt, parts, key, choice,
+    shape, chunk, parked, settings, finished), images)
 
 
 def places(rows: np.ndarray, samples: int, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -148,6 +148,18 @@ def _responses(policy, prompt, parts, key, choice, shape, chunk, parked, setting
   refill.run(loads, [prompt.shape[1] + room for _, room in chunks], parked,
              begin=first, decode=further, move=compaction.move)
   return out
+
+
+def turns(policy: policies.Policy, unroll: bool) -> bool:
+  """Return whether a policy, of arrays or what describes them, is turned to decode."""
+  where = jax.tree.leaves(policy)[0].sharding
+  return unroll and all(device.platform == 'cpu' for device in where.device_set)
+
+
+@jax.jit
+def turn(policy: policies.Policy) -> policies.Policy:
+  """Return the copy of the weights that unrolled layers read on a CPU."""
+  return policy.turn()
 
 
 @jax.jit

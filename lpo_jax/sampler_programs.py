@@ -1,6 +1,7 @@
 """The sampler's programs compiled before they are called, from shapes alone.
 
-`largest` is for `--mode=compile`, which asks what fits; `compile_first` is for a run,
+`largest` is for `--mode=compile`, which asks what fits (unrolled layers are copies in
+its programs, as large as those of `sampler.turn`); `compile_first` is for a run,
 which calls the very programs soon after: what is lowered here must equal what
 `sampler.sample` calls, placements included, or it is compiled a second time there.
 """
@@ -111,6 +112,9 @@ def compile_first(policy, prompt, prompt_mask, key, row_ids, limits, *,
   empty = sampler.empty.lower(prompt, samples=shape[1], width=shape[2],
                               pad_token=pad_token)
   out = _placed(empty.out_info, empty.compile())
+  if sampler.turns(policy, unroll):
+    turn = sampler.turn.lower(policy)
+    policy = _placed(turn.out_info, turn.compile())
   load, = refill.fresh(*shape[:2], 1, sharding.batch_shards())
   places = sampler.places(load, *shape[1::-1])
   begin = sampler.begin.lower(

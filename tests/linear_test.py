@@ -66,3 +66,26 @@ def test_products_over_rows_equal_those_in_float64(widths, dtype):
   expected = np.swapaxes(np.asarray(x, np.float64), -1, -2) @ np.asarray(y, np.float64)
   assert got.dtype == jnp.float32
   np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('lead', [(), (1,), (2,), (2, 3, 4), (40, 4)])
+@pytest.mark.parametrize(('dtype', 'wanted'), [
+  ('float32', None), ('bfloat16', None), ('bfloat16', jnp.float32)])
+def test_a_product_with_a_turned_weight_is_that_with_the_weight(lead, dtype, wanted):
+  x, weight = jnp.asarray(_normal(0, *lead, 6), dtype), _normal(1, 6, 3)
+  rounded = np.asarray(jnp.asarray(weight, dtype), np.float64)
+  got = linear.turned(x, jnp.asarray(weight.T), wanted)
+  assert got.dtype == (wanted or x.dtype)
+  tolerance = 1e-5 if got.dtype == jnp.float32 else 2e-2
+  np.testing.assert_allclose(np.asarray(got, np.float64),
+                             np.asarray(x, np.float64) @ rounded, atol=tolerance,
+                             rtol=tolerance)
+
+
+def test_xla_takes_the_turned_weight_for_the_left_factor_as_it_lies():
+  text = jax.jit(linear.turned).lower(
+    _normal(0, 8, 256), _normal(1, 384, 256)).compile().as_text()
+  dot, = (line for line in text.splitlines() if ' dot(' in line)
+  assert ' = f32[384,8]' in dot
+  assert 'f32[384,256]{1,0} copy(' not in text
+  assert 'transpose(f32[384,256]' not in text

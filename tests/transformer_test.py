@@ -267,13 +267,14 @@ def test_prompts_and_responses_together_equal_whole_sequences(switches):
   _close(last, _prefill(policy, batch.prompt, batch.prompt_mask)[0])
 
 
-@pytest.mark.parametrize('unrolled', [False, True], ids=['scanned', 'unrolled'])
+@pytest.mark.parametrize('lay', ['scanned', 'unrolled', 'turned'])
 @_each(_SOME)
-def test_cache_equals_no_cache(switches, unrolled):
+def test_cache_equals_no_cache(switches, lay):
   policy = tiny.policy(**switches)
   batch = tiny.rollouts((4, 6), samples=2, width=8)
   _, expected = _together(policy, batch.prompt, batch.prompt_mask, batch.response)
-  policy = policy.unstack() if unrolled else policy
+  policy = {'scanned': policy, 'unrolled': policy.unstack(),
+            'turned': policy.turn()}[lay]
   _, context = _prefill(policy, batch.prompt, batch.prompt_mask)
 
   # Seven slots, then ten for eight tokens, filled with what must not be seen.
@@ -296,6 +297,17 @@ def test_unstacked_equals_stacked(switches):
   assert len(unstacked.blocks) == policy.config.layers
   assert not isinstance(policy.blocks, tuple | list)  # the original is untouched
   _close(_whole(unstacked, batch), _whole(policy, batch))
+
+
+@_each(_SOME | {'lora': dict(lora=policies.Lora(2, 8.0, ('gate', 'out')))})
+def test_a_turned_policy_is_the_same_and_the_original_untouched(switches):
+  policy, batch = tiny.policy(**switches), tiny.rollouts()
+  if policy.config.lora:  # else the second factor is zero
+    policy = jax.tree.map(lambda x: x + 0.01, policy)
+  turned = policy.turn()
+  assert turned.blocks[0].gate.shape == policy.blocks.gate.shape[:0:-1]
+  assert not policy.unstack().blocks[0].turned
+  _close(_whole(turned, batch), _whole(policy, batch))
 
 
 def test_remat_recomputes_and_gives_the_same_gradient():

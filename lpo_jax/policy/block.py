@@ -16,6 +16,8 @@ from lpo_jax.types import Array
 class Block(nnx.Module):
   """One layer: attention, then SwiGLU, each behind an RMSNorm."""
 
+  turned = False  # whether its matrices are those of `turn`
+
   def __init__(self, config: PolicyConfig, key: Array):
     keys = iter(jax.random.split(key, 7))
     dtype = jnp.dtype(config.param_dtype)
@@ -68,14 +70,21 @@ class Block(nnx.Module):
     x = x + self._linear('down', wide)
     return sharding.constrain_residual(x, self.config.sequence_sharding), kept
 
+  def turn(self) -> 'Block':
+    """Return the same layer with W^T for every matrix W, as `linear.turned` reads."""
+    block = jax.tree.map(lambda x: x.T if x.ndim == 2 else x, self)
+    block.turned = True
+    return block
+
   def _linear(self, name: str, x: Array) -> Array:
     """Return x W, and what the adapter of W adds."""
-    y = linear.linear(x, getattr(self, name)[...])
+    product = linear.turned if self.turned else linear.linear
+    y = product(x, getattr(self, name)[...])
     lora = self.config.lora
     if lora is None or name not in lora.targets:
       return y
-    inner = linear.linear(x, getattr(self, f'{name}_lora_a')[...])
-    return y + linear.linear(lora.scale * inner, getattr(self, f'{name}_lora_b')[...])
+    inner = product(x, getattr(self, f'{name}_lora_a')[...])
+    return y + product(lora.scale * inner, getattr(self, f'{name}_lora_b')[...])
 
   def _norm(self, x: Array, weight: nnx.Param) -> Array:
     return norm.rms_norm(x, weight[...], self.config.norm_eps)

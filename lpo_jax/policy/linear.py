@@ -9,6 +9,8 @@ are each one product over rows [B K N, D] as they lie in memory, see `over_rows`
 Weights are cast to the dtype of x; sums are float32 inside the product.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -42,6 +44,31 @@ def _backward(saved, dy):
 
 
 linear.defvjp(_forward, _backward)
+
+
+def turned(x: Array, weight: Array, dtype=None) -> Array:
+  """Return x W, given W^T, for the few rows of a decoding step on a CPU.
+
+  As (W^T x^T)^T: for x W each call lays all of W out anew for the fast product, which
+  takes up to as long as the product itself where rows are few. W^T lies right as it
+  is, and x^T is small.
+
+  Args:
+    x: [..., D].
+    weight: [F, D], of any float dtype.
+    dtype: of the sums and the result; None for that of `x`.
+
+  Returns:
+    [..., F].
+  """
+  rows, weight = x.reshape(-1, x.shape[-1]), weight.astype(x.dtype)
+  product = functools.partial(jnp.matmul, preferred_element_type=dtype)
+  if len(rows) == 1:
+    y = product(rows, weight.T)
+  else:  # the barriers keep XLA from turning the product back
+    own = jax.lax.optimization_barrier
+    y = own(product(weight, own(rows.T))).T
+  return y.reshape(*x.shape[:-1], -1)
 
 
 def over_rows(x: Array, y: Array) -> Array:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lpo_jax import rows, sharding
-from lpo_jax.policy import attention, block, kv, mixing, norm, rotary, vision
+from lpo_jax.policy import attention, block, kv, linear, mixing, norm, rotary, vision
 from lpo_jax.policy.config import PolicyConfig
 from lpo_jax.types import Array, Images
 
@@ -167,8 +167,11 @@ class Policy(nnx.Module):
 
   def logits(self, hidden: Array) -> Array:
     """Return f32[..., V] for outputs [..., D]."""
-    weight = (self.embedding[...].T if self.config.tied_embeddings
-              else self.unembedding[...])
+    tied = self.config.tied_embeddings
+    if isinstance(self.blocks, tuple | list) and self.blocks[0].turned:
+      weight = self.embedding if tied else self.unembedding
+      return linear.turned(hidden, weight[...], jnp.float32)
+    weight = self.embedding[...].T if tied else self.unembedding[...]
     return jnp.matmul(hidden, weight.astype(hidden.dtype),
                       preferred_element_type=jnp.float32)
 
@@ -185,6 +188,17 @@ class Policy(nnx.Module):
     policy.blocks = nnx.data(tuple(
       jax.tree.map(lambda a, i=i: a[i], self.blocks)
       for i in range(self.config.layers)))
+    return policy
+
+  def turn(self) -> 'Policy':
+    """Return the same policy, unstacked, with its matrices as `linear.turned` reads.
+
+    It decodes faster on a CPU, the more the fewer rows there are.
+    """
+    policy = jax.tree.map(lambda x: x, self.unstack())
+    policy.blocks = nnx.data(tuple(each.turn() for each in policy.blocks))
+    if not self.config.tied_embeddings:
+      policy.unembedding = nnx.Param(self.unembedding[...].T)
     return policy
 
   def stack(self) -> 'Policy':
