@@ -1,4 +1,4 @@
-"""Every row is decoded once to its end, and on few shards do places stand empty."""
+"""Every row is decoded once to its end, where it was sent; few places stand empty."""
 
 import itertools
 import weakref
@@ -18,6 +18,9 @@ class _Device:
   def __init__(self, lengths, at_once, longest, chunk, shards=1):
     self.lengths, self.chunk, self.longest = lengths.reshape(-1), chunk, longest
     self.loads = refill.fresh(*lengths.shape, len(lengths) // at_once, shards)
+    self.shard = dict(zip(np.stack(self.loads).ravel().tolist(), np.broadcast_to(
+      np.arange(shards)[:, None, None], np.stack(self.loads).shape).ravel(),
+      strict=True))
     self.rooms = [min(start + chunk, longest) for start in range(0, longest, chunk)]
     self.behind = np.zeros(self.lengths.size, int)  # chunks that each row was decoded
     self.places, self.shapes, self.turns, self.sent = 0, set(), [], 0
@@ -30,6 +33,8 @@ class _Device:
   def decode(self, handle, rows, index):
     real = rows != refill.NOBODY
     np.testing.assert_array_equal(handle[real], rows[real])
+    for shard, mine in enumerate(rows):
+      assert {self.shard[row] for row in mine[mine != refill.NOBODY]} <= {shard}
     start = index * self.chunk
     assert (self.behind[rows[real]] == index).all()
     assert (self.lengths[rows[real]] > start).all()  # nobody who is done
@@ -47,8 +52,13 @@ class _Device:
       for i, load in enumerate(to.load[shard]):
         found[shard, i] = handles[load][shard, to.slot[shard, i]][to.member[shard, i]]
     found = np.where(to.rows == refill.NOBODY, -7, found)
-    self.sent += to.distance > 0
-    return found[refill.partners(len(found), to.distance)]
+    if not to.distance:
+      return found
+    self.sent += 1
+    found = found[refill.partners(len(found), to.distance)]
+    for shard, mine in enumerate(found):  # a row changes its shard only so
+      self.shard |= dict.fromkeys(mine[mine >= 0].tolist(), shard)
+    return found
 
   def waste(self):
     """Return places decoded over tokens sampled."""
