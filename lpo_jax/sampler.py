@@ -152,8 +152,9 @@ def _responses(policy, prompt, parts, key, choice, shape, chunk, parked, setting
 
 def turns(policy: policies.Policy, unroll: bool) -> bool:
   """Return whether a policy, of arrays or what describes them, is turned to decode."""
-  where = jax.tree.leaves(policy)[0].sharding
-  return unroll and all(device.platform == 'cpu' for device in where.device_set)
+  where = getattr(jax.tree.leaves(policy)[0], 'sharding', None)
+  devices = jax.devices() if where is None else where.device_set  # of NumPy's
+  return unroll and all(device.platform == 'cpu' for device in devices)
 
 
 @jax.jit

@@ -222,6 +222,10 @@ def test_result_does_not_depend_on_padding():
   _same(_sample(wider), _cached())
 
 
+def test_a_policy_of_numpy_arrays_samples_the_same():
+  _same(_sample(policy=jax.tree.map(np.asarray, tiny.policy())), _cached())
+
+
 def test_result_does_not_depend_on_unrolling():
   _same(_sample(unroll=False), _cached())
 
