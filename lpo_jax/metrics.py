@@ -10,6 +10,7 @@ import json
 import math
 import os
 import pathlib
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -100,10 +101,15 @@ class Writer:
 def _open_board(path: pathlib.Path, first: int):
   """Return a writer of DIR/tensorboard whose steps from `first` replace older ones.
 
-  Opened at the first line: where torch is installed, tensorboardX imports it, which
-  takes seconds.
+  tensorboardX imports torch where it is installed, for seconds, and does without it
+  where it is not: here it is told that it is not.
   """
-  import tensorboardX
+  there = sys.modules.setdefault('torch', None)  # None: not to be found
+  try:
+    import tensorboardX
+  finally:
+    if there is None:
+      del sys.modules['torch']
 
   return tensorboardX.SummaryWriter(str(path.with_name('tensorboard')),
                                     purge_step=first)
