@@ -300,6 +300,9 @@ def _read_arrays(folder: pathlib.Path, wanted: dict[str, Any]) -> dict[str, Any]
   }
   args = ocp.args.PyTreeRestore(item=item, restore_args=places, partial_restore=True)
   stored = _reader(ocp.PyTreeCheckpointHandler(), folder / STATE, args)
+  for name in wanted:
+    if not isinstance(stored[name], jax.Array):  # its description is damaged
+      raise ValueError(f'{name} was not read: there is {stored[name]} in its place')
   return {name: stored[name] for name in wanted}
 
 
