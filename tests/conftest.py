@@ -11,6 +11,8 @@ import os
 import shutil
 import tempfile
 
+from tests import compiler
+
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 _OWN_CACHE = None  # of the process that made it; workers inherit the variable
 if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
@@ -19,9 +21,7 @@ if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
   os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
 _FLAGS = os.environ.get('XLA_FLAGS', '')
 if 'xla_force_host_platform_device_count' not in _FLAGS:
-  os.environ['XLA_FLAGS'] = (f'{_FLAGS} --xla_force_host_platform_device_count=8 '
-                             '--xla_backend_optimization_level=0 '
-                             '--xla_cpu_use_fusion_emitters=false').strip()
+  os.environ['XLA_FLAGS'] = f'{_FLAGS} {compiler.devices(8)}'.strip()
 
 import jax  # noqa: E402
 import pytest  # noqa: E402

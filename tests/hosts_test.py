@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 from lpo_jax import checkpoint, hosts, sharding
-from tests import learner
+from tests import compiler, learner
 
 ROOT = pathlib.Path(__file__).parents[1]
 COSTS = ('timing_s/', 'perf/tokens_per_s', 'perf/compile_count')
@@ -52,12 +52,8 @@ FLAGS = (
 
 def start(folder, name, devices, *flags):
   """Start one process; its words go to `folder`/`name`.txt."""
-  environment = os.environ | {
-    'JAX_PLATFORMS': 'cpu',
-    'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices} '
-                 # What is compiled here runs a few times: less time for the compiler.
-                 '--xla_backend_optimization_level=0 '
-                 '--xla_cpu_use_fusion_emitters=false'}
+  environment = os.environ | {'JAX_PLATFORMS': 'cpu',
+                              'XLA_FLAGS': compiler.devices(devices)}
   with (folder / f'{name}.txt').open('w') as file:
     return subprocess.Popen([sys.executable, '-c', PROGRAM, *FLAGS, *flags], cwd=ROOT,
                             env=environment, stdout=file, stderr=subprocess.STDOUT)

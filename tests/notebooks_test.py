@@ -8,6 +8,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from tests import compiler
+
 FOLDER = pathlib.Path(__file__).parents[1] / 'notebooks'
 SMALL = {  # notebook -> setting -> value
   'compare': {'VARIANT': "'grpo_tiny'", 'SEEDS': "'0'"},
@@ -35,8 +37,8 @@ def test_a_notebook_runs_and_was_committed_with_its_outputs(name, monkeypatch):
                                    f'{setting} = {value}', cell.source)
       found += count
     assert found == 1, setting
-  monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
-  monkeypatch.setenv('XLA_FLAGS', '--xla_backend_optimization_level=0')
+  for name, value in compiler.ONE_DEVICE.items():
+    monkeypatch.setenv(name, value)
   monkeypatch.setenv('PYTHONPATH', str(FOLDER.parent), prepend=os.pathsep)
   NotebookClient(notebook, timeout=600, kernel_name='python3',
                  resources={'metadata': {'path': str(FOLDER)}}).execute()

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from lpo_jax import build, finished, metrics, study
+from tests import compiler
 
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = 'experiments/countdown.py:tiny'
@@ -131,8 +132,7 @@ def test_a_study_runs_to_its_report_and_says_its_commands(tmp_path):
     f'base={TINY!r}, seeds=(4,), fixed={{"num_steps": 1, "eval.problems": 4}}, '
     'runs={"grpo": {"objective.name": "grpo"}, "fwd": {"objective.name": "lpo_fwd"}}, '
     'pairs=(("fwd", "grpo"),))')
-  environment = os.environ | {
-    'XLA_FLAGS': '--xla_backend_optimization_level=0', 'JAX_PLATFORMS': 'cpu'}
+  environment = os.environ | compiler.ONE_DEVICE
 
   def run(*arguments):
     found = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment,

@@ -15,6 +15,7 @@ from experiments import countdown
 from lpo_jax import records, sampler, suites, train
 from lpo_jax.tasks import base
 from lpo_jax.tasks import countdown as countdown_task
+from tests import compiler
 
 ROOT = pathlib.Path(__file__).parents[1]
 FLAGS = ('--config=experiments/countdown.py:tiny', '--config.warmstart.steps=0',
@@ -33,7 +34,7 @@ app.run(main.main, flags_parser=main.parse_flags)
 
 def command(workdir, *flags):
   """Start a process that rewards by length; a random policy then has its numbers."""
-  environment = os.environ | {'XLA_FLAGS': '--xla_backend_optimization_level=0'}
+  environment = os.environ | compiler.ONE_DEVICE
   return subprocess.Popen(
     [sys.executable, '-c', PROGRAM, *FLAGS, f'--workdir={workdir}', *flags], cwd=ROOT,
     env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
