@@ -220,6 +220,8 @@ def _accumulate(function, policy, keep, units):
 
 def _where_live(function):
   """Make `function` of (keep, unit) skip units in which nothing counts: zeros."""
+  function = jax.jit(function)  # traced once, for its shapes and for its values
+
   def call(pair):
     keep, unit = pair
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype),

@@ -159,6 +159,7 @@ def _where_live(live, function, *args):
   """Return function(*args), or zeros where `live` is False; None: it is True."""
   if live is None:
     return function(*args)
+  function = jax.jit(function)  # traced once, for its shapes and for its values
   shapes = jax.eval_shape(function, *args)
   return jax.lax.cond(live, function, lambda *_: jax.tree.map(
     lambda x: jnp.zeros(x.shape, x.dtype), shapes), *args)

@@ -275,7 +275,7 @@ def _each_layer(body, blocks, x, prompt, cache):
   The scan carries the stacked cache along, so that it is updated and not collected.
   """
   if isinstance(blocks, tuple | list):
-    collected = []
+    body, collected = jax.jit(body), []  # traced once for all layers
     for i, block in enumerate(blocks):
       x, layer = body(block, x, prompt and prompt[i], cache and cache[i])
       collected.append(layer)
