@@ -305,8 +305,11 @@ def test_a_turned_policy_is_the_same_and_the_original_untouched(switches):
   if policy.config.lora:  # else the second factor is zero
     policy = jax.tree.map(lambda x: x + 0.01, policy)
   turned = policy.turn()
-  assert turned.blocks[0].gate.shape == policy.blocks.gate.shape[:0:-1]
-  assert not policy.unstack().blocks[0].turned
+  one, first = turned.blocks[0], policy.unstack().blocks[0]
+  assert one.down.shape == policy.blocks.down.shape[:0:-1]
+  np.testing.assert_array_equal(one.gate_up[...], np.concatenate(
+    [first.gate[...].T, first.up[...].T]))
+  assert one.turned and not first.turned and not hasattr(one, 'gate')
   _close(_whole(turned, batch), _whole(policy, batch))
 
 

@@ -3,6 +3,8 @@
 What its rows attend to is given by the pass, see `mixing`; all else is row by row.
 """
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -11,6 +13,9 @@ from lpo_jax import sharding
 from lpo_jax.policy import linear, norm, rotary, swiglu
 from lpo_jax.policy.config import PolicyConfig
 from lpo_jax.types import Array
+
+_HEADS = 'query', 'key', 'value'
+_WIDE = 'gate', 'up'
 
 
 class Block(nnx.Module):
@@ -66,25 +71,46 @@ class Block(nnx.Module):
     mixed, kept = attend(*self._project(self._norm(x, self.attention_norm), rope))
     x = x + self._linear('out', mixed.reshape(*x.shape[:-1], -1))
     y = self._norm(x, self.mlp_norm)
-    wide = swiglu.swiglu(self._linear('gate', y), self._linear('up', y))
-    x = x + self._linear('down', wide)
+    x = x + self._linear('down', swiglu.swiglu(*self._linears(_WIDE, y)))
     return sharding.constrain_residual(x, self.config.sequence_sharding), kept
 
   def turn(self) -> 'Block':
-    """Return the same layer with W^T for every matrix W, as `linear.turned` reads."""
+    """Return the same layer with W^T for every matrix W, as `linear.turned` reads.
+
+    Matrices that multiply the same rows become one.
+    """
     block = jax.tree.map(lambda x: x.T if x.ndim == 2 else x, self)
+    for names in (_HEADS, _WIDE):
+      whole = jnp.concatenate([getattr(block, name)[...] for name in names])
+      setattr(block, '_'.join(names), nnx.Param(whole))
+      for name in names:
+        delattr(block, name)
     block.turned = True
     return block
 
   def _linear(self, name: str, x: Array) -> Array:
     """Return x W, and what the adapter of W adds."""
-    product = linear.turned if self.turned else linear.linear
-    y = product(x, getattr(self, name)[...])
+    return self._adapted(name, x, self._product(x, name))
+
+  def _linears(self, names: tuple[str, ...], x: Array) -> list[Array]:
+    """Return x W of several W, and what their adapters add."""
+    if not self.turned:
+      return [self._linear(name, x) for name in names]
+    ends = itertools.accumulate(self.config.matrix_shapes[name][1] for name in names)
+    parts = jnp.split(self._product(x, '_'.join(names)), [*ends][:-1], axis=-1)
+    return [self._adapted(name, x, y) for name, y in zip(names, parts, strict=True)]
+
+  def _product(self, x: Array, name: str) -> Array:
+    return (linear.turned if self.turned else linear.linear)(
+      x, getattr(self, name)[...])
+
+  def _adapted(self, name: str, x: Array, y: Array) -> Array:
+    """Return y, and what the adapter of W adds."""
     lora = self.config.lora
     if lora is None or name not in lora.targets:
       return y
-    inner = product(x, getattr(self, f'{name}_lora_a')[...])
-    return y + product(lora.scale * inner, getattr(self, f'{name}_lora_b')[...])
+    inner = self._product(x, f'{name}_lora_a')
+    return y + self._product(lora.scale * inner, f'{name}_lora_b')
 
   def _norm(self, x: Array, weight: nnx.Param) -> Array:
     return norm.rms_norm(x, weight[...], self.config.norm_eps)
@@ -94,8 +120,7 @@ class Block(nnx.Module):
     """
     config = self.config
     heads = {}
-    for name in ('query', 'key', 'value'):
-      z = self._linear(name, y)
+    for name, z in zip(_HEADS, self._linears(_HEADS, y), strict=True):
       if config.qkv_bias:
         bias = getattr(self, f'{name}_bias')[...].astype(y.dtype)
         z = z + _along_last(bias, z.ndim)
