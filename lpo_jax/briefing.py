@@ -5,6 +5,7 @@ what must live on one device; the first-step check reads the first metrics and n
 the flag to change when something is off.
 """
 
+import math
 from collections.abc import Sequence
 
 from lpo_jax import build, footprint, roofline, sharding
@@ -77,10 +78,11 @@ def first_step(metrics: dict[str, float], prompt: str,
   flat = metrics.get('group/flat_frac', 0.0)
   cut = metrics.get('response_length/clip_ratio', 0.0)
   gap = metrics.get('mismatch/logp_abs_mean', 0.0)
-  lines = [f'prompt: {prompt!r}', f'a response: {texts[0]!r}',
-           f'reward {metrics.get("reward/mean", 0.0):.3f}; {flat:.0%} of groups are '
-           f'flat; {cut:.0%} of responses are cut; sampler and learner differ by '
-           f'{gap:.1e} nats a token']
+  seen = (f'reward {metrics.get("reward/mean", 0.0):.3f}; {flat:.0%} of groups are '
+          f'flat; {cut:.0%} of responses are cut')
+  if not math.isnan(gap):  # where no group counts the learner looks at none
+    seen += f'; sampler and learner differ by {gap:.1e} nats a token'
+  lines = [f'prompt: {prompt!r}', f'a response: {texts[0]!r}', seen]
   if flat == 1.0:
     lines.append('every group is flat, so nothing can be learned: make problems easier '
                  '(config.task.options), warm-start longer '

@@ -1,5 +1,7 @@
 """What a run says: counts that follow from the batch words, advice with a flag."""
 
+import re
+
 import pytest
 
 from experiments import countdown
@@ -18,6 +20,12 @@ def test_batch_table_derives_its_counts():
 
 def test_a_healthy_first_step_gives_no_advice():
   assert len(briefing.first_step(HEALTHY, 'p', ['r'])) == 3
+
+
+def test_a_gap_is_told_where_there_was_one():
+  for gap, told in ((1e-6, ['1.0e-06 nats']), (float('nan'), [])):
+    lines = briefing.first_step(HEALTHY | {'mismatch/logp_abs_mean': gap}, 'p', ['r'])
+    assert re.findall(r'\S+ nats', lines[2]) == told
 
 
 @pytest.mark.parametrize(('change', 'flag'), [
