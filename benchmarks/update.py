@@ -64,7 +64,7 @@ def program(shape: shapes.Shape, fields: dict, micro_prompts: int, pack: int = 1
   import jax
   import jax.numpy as jnp
 
-  from lpo_jax import microbatch, objective, optimizer, types, update
+  from lpo_jax import compilation, microbatch, objective, optimizer, types, update
   from lpo_jax import policy as policies
 
   config = shapes.our_config(fields, shape.new_tokens)
@@ -77,7 +77,7 @@ def program(shape: shapes.Shape, fields: dict, micro_prompts: int, pack: int = 1
     transform, optimizer.schedule(settings),
     microbatch.UpdateConfig(micro_prompts=micro_prompts, pack=pack,
                             logprob_chunk=chunk)),
-    donate_argnums=0)
+    donate_argnums=0, compiler_options=compilation.of_an_update(jax.default_backend()))
   params = jax.jit(lambda key: policies.Policy(config, key))(jax.random.key(0))
   return step, types.TrainState(jnp.int32(0), params, transform.init(params),
                                 jnp.int32(0))

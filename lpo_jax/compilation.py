@@ -6,6 +6,7 @@ XLA makes for a CPU holds its instructions, and folders of runs are shared betwe
 machines: each kind of processor has a folder of its own.
 """
 
+import functools
 import hashlib
 import os
 import pathlib
@@ -15,6 +16,7 @@ import jax
 
 FOLDER = '.compiled'
 LEAST_S = 0.5  # programs that compile faster are not kept
+_WITHOUT_YNNPACK = {'xla_cpu_experimental_ynn_fusion_type': ''}
 
 
 def keep(workdir: str) -> str:
@@ -39,6 +41,26 @@ def shared(folder: str) -> dict[str, str]:
     return {}
   return {name.upper(): str(value)
           for name, value in _options(os.path.abspath(folder)).items()}
+
+
+def of_an_update(platform: str) -> dict[str, str]:
+  """Return `compiler_options` of `jax.jit` for an update on `platform`.
+
+  On a CPU, XLA multiplies with YNNPACK where it is not told otherwise, which is the
+  faster for the few rows of decoding; an update's thousand rows take Eigen 4 to 7 %
+  less time. An XLA that does not know the option is left as it is.
+  """
+  return _WITHOUT_YNNPACK if platform == 'cpu' and _has_ynnpack() else {}
+
+
+@functools.cache
+def _has_ynnpack() -> bool:
+  identity = jax.jit(lambda x: x, compiler_options=_WITHOUT_YNNPACK)
+  try:
+    identity.lower(jax.ShapeDtypeStruct((), 'float32')).compile()
+  except jax.errors.JaxRuntimeError:
+    return False
+  return True
 
 
 def _options(folder: str) -> dict[str, str | float]:

@@ -11,7 +11,16 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from lpo_jax import build, objective, optimizer, policy, sharding, update, warmstart
+from lpo_jax import (
+  build,
+  compilation,
+  objective,
+  optimizer,
+  policy,
+  sharding,
+  update,
+  warmstart,
+)
 from lpo_jax.policy import lora
 from lpo_jax.types import Array, TrainState
 
@@ -35,6 +44,7 @@ class Programs:
                             jax.random.key(0))
     placement = sharding.state_shardings(shapes, parts.mesh)
     copied = sharding.replicated(parts.mesh)
+    self._options = compilation.of_an_update(parts.mesh.devices.flat[0].platform)
     self.abstract = _placed(shapes, placement)
     self.fresh_params = jax.jit(self._fresh_params,
                                 out_shardings=lora.remove(placement.params))
@@ -43,7 +53,8 @@ class Programs:
       update.make_update(
         objective.build(parts.objective, parts.sampling.samples_per_prompt),
         self._optimizer, optimizer.schedule(parts.optimizer), parts.update),
-      donate_argnums=0, out_shardings=(placement, copied, copied))
+      donate_argnums=0, out_shardings=(placement, copied, copied),
+      compiler_options=self._options)
     self.certify = jax.jit(functools.partial(
       update.certify, target=objective.target(parts.objective), config=parts.update,
       score=parts.objective.score), out_shardings=copied)
@@ -61,7 +72,8 @@ class Programs:
     placement = sharding.state_shardings(shapes, mesh)
     out = (sharding.state_shardings(params, mesh), placement, sharding.replicated(mesh))
     step = jax.jit(warmstart.make_step(transform, self._parts.update.logprob_chunk),
-                   donate_argnums=(0, 1), out_shardings=out)
+                   donate_argnums=(0, 1), out_shardings=out,
+                   compiler_options=self._options)
     return jax.jit(transform.init, out_shardings=placement), step, _placed(
       shapes, placement)
 

@@ -1,5 +1,6 @@
 """What is saved comes back bit for bit, on any mesh, or is refused with a reason."""
 
+import json
 import pathlib
 import signal
 import subprocess
@@ -199,6 +200,18 @@ def test_a_damaged_latest_is_set_aside_and_its_step_saved_again(tmp_path):
   assert keeper.save(2, _state(2, 512))
   keeper.close()
   _assert_equal(_restore(tmp_path, _abstract(_state(width=512)))[0][0], _state(2, 512))
+
+
+def test_an_array_that_its_description_lost_counts_as_damage(tmp_path):
+  _save(tmp_path, [1, 2])
+  file = tmp_path / '2' / 'state' / '_METADATA'
+  described = json.loads(file.read_text())
+  arrays = described['tree_metadata']
+  del arrays[next(name for name in arrays if 'params/kernel' in name)]
+  file.write_text(json.dumps(described))
+  (state, step), messages = _restore(tmp_path)
+  assert step == 1 and 'params/kernel/value was not read' in messages[0]
+  _assert_equal(state, _state(1))
 
 
 def test_one_step_damaged_twice_keeps_both_for_inspection(tmp_path):

@@ -5,6 +5,10 @@ import pathlib
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
 from lpo_jax import compilation
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -56,3 +60,20 @@ def test_a_cache_that_is_set_stays(tmp_path):
   own = tmp_path / 'own'
   folder, _ = start(tmp_path / 'one', JAX_COMPILATION_CACHE_DIR=str(own))
   assert folder == own and not (tmp_path / '.compiled').exists()
+
+
+def test_an_update_on_a_cpu_multiplies_without_ynnpack(monkeypatch):
+  monkeypatch.setattr(compilation, '_has_ynnpack', compilation._has_ynnpack.__wrapped__)
+  options = compilation.of_an_update('cpu')
+  assert options and not compilation.of_an_update('tpu')
+  x = jnp.asarray(np.random.default_rng(0).normal(size=(256, 256)), jnp.float32)
+
+  def product(**more):
+    compiled = jax.jit(jnp.matmul, compiler_options=more | {
+      'xla_backend_optimization_level': 3}).lower(x, x).compile()
+    np.testing.assert_allclose(compiled(x, x), np.float64(x) @ np.float64(x), atol=1e-3)
+    return compiled.as_text()
+
+  assert '__ynn' in product() and '__ynn' not in product(**options)
+  monkeypatch.setattr(compilation, '_WITHOUT_YNNPACK', {'xla_no_such_option': ''})
+  assert not compilation.of_an_update('cpu')
