@@ -3,7 +3,8 @@
 XLA on CPU allocates a program's temporaries anew at every call. By default glibc gives
 blocks of that size back to the system at once, and each call then pays for touching
 fresh pages: a fifth of an update on two cores. Kept, they are reused; the process's
-peak is the same, but it does not shrink in between.
+peak is the same, but it does not shrink in between. Of a thread other than the first,
+only blocks below 64 MiB stay, see `compilation.of_an_update`.
 """
 
 import ctypes

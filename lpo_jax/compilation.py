@@ -16,7 +16,10 @@ import jax
 
 FOLDER = '.compiled'
 LEAST_S = 0.5  # programs that compile faster are not kept
-_WITHOUT_YNNPACK = {'xla_cpu_experimental_ynn_fusion_type': ''}
+_UPDATE_ON_A_CPU = {
+  'xla_cpu_experimental_ynn_fusion_type': '',  # products by Eigen, not by YNNPACK
+  'xla_multiheap_size_constraint_per_heap': str(3 * 2**24),  # bytes of temporaries
+}
 
 
 def keep(workdir: str) -> str:
@@ -46,16 +49,20 @@ def shared(folder: str) -> dict[str, str]:
 def of_an_update(platform: str) -> dict[str, str]:
   """Return `compiler_options` of `jax.jit` for an update on `platform`.
 
-  On a CPU, XLA multiplies with YNNPACK where it is not told otherwise, which is the
-  faster for the few rows of decoding; an update's thousand rows take Eigen 4 to 7 %
-  less time. An XLA that does not know the option is left as it is.
+  On a CPU: YNNPACK, which XLA takes where it is not told otherwise, is the faster for
+  the few rows of decoding, Eigen for an update's thousand. And temporaries lie in
+  several blocks: glibc maps one of more than 64 MiB anew at every call, whatever
+  `allocator` says. Options that this XLA does not know are left out.
   """
-  return _WITHOUT_YNNPACK if platform == 'cpu' and _has_ynnpack() else {}
+  if platform != 'cpu':
+    return {}
+  return {name: value for name, value in _UPDATE_ON_A_CPU.items()
+          if _is_known(name, value)}
 
 
 @functools.cache
-def _has_ynnpack() -> bool:
-  identity = jax.jit(lambda x: x, compiler_options=_WITHOUT_YNNPACK)
+def _is_known(name: str, value: str) -> bool:
+  identity = jax.jit(lambda x: x, compiler_options={name: value})
   try:
     identity.lower(jax.ShapeDtypeStruct((), 'float32')).compile()
   except jax.errors.JaxRuntimeError:

@@ -62,10 +62,9 @@ def test_a_cache_that_is_set_stays(tmp_path):
   assert folder == own and not (tmp_path / '.compiled').exists()
 
 
-def test_an_update_on_a_cpu_multiplies_without_ynnpack(monkeypatch):
-  monkeypatch.setattr(compilation, '_has_ynnpack', compilation._has_ynnpack.__wrapped__)
+def test_an_update_on_a_cpu_has_eigens_products_and_small_blocks(monkeypatch):
   options = compilation.of_an_update('cpu')
-  assert options and not compilation.of_an_update('tpu')
+  assert len(options) == 2 and not compilation.of_an_update('tpu')
   x = jnp.asarray(np.random.default_rng(0).normal(size=(256, 256)), jnp.float32)
 
   def product(**more):
@@ -75,5 +74,5 @@ def test_an_update_on_a_cpu_multiplies_without_ynnpack(monkeypatch):
     return compiled.as_text()
 
   assert '__ynn' in product() and '__ynn' not in product(**options)
-  monkeypatch.setattr(compilation, '_WITHOUT_YNNPACK', {'xla_no_such_option': ''})
-  assert not compilation.of_an_update('cpu')
+  monkeypatch.setitem(compilation._UPDATE_ON_A_CPU, 'xla_no_such_option', '1')
+  assert compilation.of_an_update('cpu') == options
