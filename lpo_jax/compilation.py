@@ -4,6 +4,8 @@ JAX's persistent cache, in WORKDIR/../.compiled/, for the runs of a study in
 DIR/.compiled/, unless `JAX_COMPILATION_CACHE_DIR` or the program says otherwise. What
 XLA makes for a CPU holds its instructions, and folders of runs are shared between
 machines: each kind of processor has a folder of its own.
+
+And what XLA is told when it compiles an update for a CPU, see `of_an_update`.
 """
 
 import functools
