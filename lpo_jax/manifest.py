@@ -35,6 +35,7 @@ def flatten(tree: Any) -> dict[str, Any]:
   return flat
 
 
+@jax.jit  # traced once for all arrays of a shape
 def fingerprint(array: Any) -> jax.Array:
   """Return u32[], a sum over the bits of an array that any one change alters.
 

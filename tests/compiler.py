@@ -1,6 +1,7 @@
 """Flags of tests: programs that run once or twice are compiled quickly, not well."""
 
-QUICK = '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false'
+QUICK = ('--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false '
+         '--xla_cpu_parallel_codegen_split_count=1')
 ONE_DEVICE = {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': QUICK}
 
 

@@ -27,7 +27,7 @@ from tests import compiler, learner
 ROOT = pathlib.Path(__file__).parents[1]
 COSTS = ('timing_s/', 'perf/tokens_per_s', 'perf/compile_count')
 STEPS = 6
-HEARTBEAT_S = 60  # of silence after which a process counts as dead
+HEARTBEAT_S = 20  # of silence after which a process counts as dead
 BOUND_S = 200  # within which a process that lost another must have ended
 PROGRAM = """
 from absl import app

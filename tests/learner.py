@@ -20,12 +20,17 @@ jit = functools.partial(jax.jit, compiler_options={
   'xla_backend_optimization_level': 0, 'xla_cpu_use_fusion_emitters': False})
 
 
-def policy(distance: float = 0.0):
-  """Return the tiny policy, or one at some distance from it."""
+@functools.cache
+def _drawn(distance):
   rng = np.random.default_rng(7)
   return jax.tree.map(
     lambda x: x + distance * jnp.asarray(rng.normal(size=x.shape), x.dtype),
     tiny.policy(vocab_size=VOCAB))
+
+
+def policy(distance: float = 0.0):
+  """Return a copy of the tiny policy, or of one at some distance from it."""
+  return jax.tree.map(lambda x: x, _drawn(distance))
 
 
 def groups(size: int, seed: int = 0, exact: bool = True) -> Groups:

@@ -1,6 +1,8 @@
 """The loop keeps its promises when things go wrong."""
 
+import functools
 import json
+import tempfile
 
 import jax
 import numpy as np
@@ -12,13 +14,17 @@ from lpo_jax import metrics as metrics_lib
 from lpo_jax.tasks import countdown as countdown_task
 
 
-@pytest.fixture
-def config():
+def _tiny():
   config = countdown.get_config('tiny')
   config.warmstart.steps = 0
   config.num_steps = 3
   config.log.tensorboard = False
   return config
+
+
+@pytest.fixture
+def config():
+  return _tiny()
 
 
 def test_a_reward_that_is_not_a_number_stops_the_run_and_names_the_problem(
@@ -107,29 +113,38 @@ def test_an_unwritable_workdir_is_named(config, tmp_path):
     train.Run(config, str(tmp_path / 'file'))
 
 
-@pytest.mark.parametrize('fields', [
-  {'mesh.sampling_shape': (8, 1, 1)},
-  {'mesh.sampling_shape': (2, 4, 1), 'sampling.prompts_at_once': 8},
-  {'mesh.sampling_shape': (4, 1, 2), 'async_rollouts': 1},
-  {'mesh.sampling_shape': (4, 2, 1), 'step_level.fraction': 0.5},
-  {'mesh.sampling_devices': 'others', 'mesh.sampling_shape': (2, 1, 2),
-   'async_rollouts': 1, 'mesh.shape': (1, 4, 1), 'checkpoint.every': 1},
-  {'mesh.sampling_devices': 'others', 'async_rollouts': 1, 'replay.fraction': 0.5,
-   'mesh.shape': (2, 1, 1), 'num_steps': 3}])
-def test_a_run_is_the_same_wherever_it_samples(config, tmp_path, fields):
-  where = {name: fields[name] for name in fields if name.startswith('mesh.sampling')}
+@functools.cache
+def _numbers_of_a_run(fields):
+  """Return the lines of a run that samples where it learns, but for its times."""
+  config = _tiny()
   config.update_from_flattened_dict({
     'mesh.shape': (2, 2, 2), 'prompts_per_step': 16, 'micro_prompts': 8,
     'eval.problems': 5, 'num_steps': 2, 'task.reward.length': 0.5,
     'task.reward.correct': 0.5, 'objective.temperature.rule': 'constant',
-    **{name: value for name, value in fields.items() if name not in where}})
-  train.Run(config, str(tmp_path / 'there')).train()
-  config.update_from_flattened_dict(where)
-  train.Run(config, str(tmp_path / 'here')).train()
-  there, here = ([{name: value for name, value in row.items()
-                   if value is not None and not name.startswith(('timing_s/', 'perf/'))}
-                  for row in metrics_lib.read(str(tmp_path / name))]
-                 for name in ('there', 'here'))
+    **dict(fields)})
+  with tempfile.TemporaryDirectory() as workdir:
+    train.Run(config, workdir).train()
+    return [{name: value for name, value in row.items()
+             if value is not None and not name.startswith(('timing_s/', 'perf/'))}
+            for row in metrics_lib.read(workdir)]
+
+
+_AHEAD = {'async_rollouts': 1}
+_REPLAY = _AHEAD | {'replay.fraction': 0.5, 'num_steps': 3}
+_OTHERS = {'mesh.sampling_devices': 'others'}
+
+
+@pytest.mark.parametrize(('fields', 'where'), [
+  ({}, {'mesh.sampling_shape': (8, 1, 1)}),
+  ({}, {'mesh.sampling_shape': (2, 4, 1), 'sampling.prompts_at_once': 8}),
+  (_AHEAD, {'mesh.sampling_shape': (4, 1, 2)}),
+  ({'step_level.fraction': 0.5}, {'mesh.sampling_shape': (4, 2, 1)}),
+  (_AHEAD, _OTHERS | {'mesh.sampling_shape': (2, 1, 2), 'mesh.shape': (1, 4, 1),
+                      'checkpoint.every': 1}),
+  (_REPLAY, _OTHERS | {'mesh.shape': (2, 1, 1)})])
+def test_a_run_is_the_same_wherever_it_samples(fields, where):
+  there, here = (_numbers_of_a_run(frozenset(choice.items()))
+                 for choice in (fields, fields | where))
   assert here[1]['actor/grad_norm'] > 0
   for row, expected in zip(here, there, strict=True):
     assert row == pytest.approx(expected, rel=1e-3, abs=2e-6)
