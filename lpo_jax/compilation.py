@@ -48,22 +48,27 @@ def shared(folder: str) -> dict[str, str]:
           for name, value in _options(os.path.abspath(folder)).items()}
 
 
-def of_an_update(platform: str) -> dict[str, str]:
-  """Return `compiler_options` of `jax.jit` for an update on `platform`.
+def of_an_update(platform: str, split: bool = False) -> dict[str, str | bool]:
+  """Return `compiler_options` of `jax.jit` for an update.
 
   On a CPU: YNNPACK, which XLA takes where it is not told otherwise, is the faster for
   the few rows of decoding, Eigen for an update's thousand. And temporaries lie in
   several blocks: glibc maps one of more than 64 MiB anew at every call, whatever
   `allocator` says. Options that this XLA does not know are left out.
+
+  Args:
+    platform: of the devices.
+    split: there is a device for each core; its products then need no other core, and
+      none waits for another within them.
   """
   if platform != 'cpu':
     return {}
-  return {name: value for name, value in _UPDATE_ON_A_CPU.items()
-          if _is_known(name, value)}
+  options = _UPDATE_ON_A_CPU | ({'xla_cpu_multi_thread_eigen': False} if split else {})
+  return {name: value for name, value in options.items() if _is_known(name, value)}
 
 
 @functools.cache
-def _is_known(name: str, value: str) -> bool:
+def _is_known(name: str, value: str | bool) -> bool:
   identity = jax.jit(lambda x: x, compiler_options={name: value})
   try:
     identity.lower(jax.ShapeDtypeStruct((), 'float32')).compile()

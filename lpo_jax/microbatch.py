@@ -15,8 +15,9 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
-from lpo_jax import cut, sequence
+from lpo_jax import cut, sequence, sharding
 from lpo_jax.policy import lora
 from lpo_jax.types import Coefficients, Group, Groups, Mean, Rollouts
 
@@ -133,9 +134,8 @@ def gradient(objective: Callable[[Group], Coefficients], policy, groups: Groups,
       weights, *seen = judge(*found, *unit)
       return jnp.sum(weights * found[0]), seen
 
-    grads, (metrics, coefficients) = _accumulate(
+    grads, metrics, coefficients = _accumulate(
       one_pass, policy, live, units((groups, behavior, share)))
-    metrics = jax.tree.map(jnp.sum, metrics)
     return grads, metrics | padding, units.join(coefficients)
 
   found = jax.lax.map(_where_live(lambda unit: _forward(policy, unit, units, config)),
@@ -145,9 +145,9 @@ def gradient(objective: Callable[[Group], Coefficients], policy, groups: Groups,
 
   def second_pass(policy, unit):
     rollouts, weights = unit
-    return jnp.sum(weights * _forward(policy, rollouts, units, config)[0]), ()
+    return jnp.sum(weights * _forward(policy, rollouts, units, config)[0]), ({}, ())
 
-  grads, _ = _accumulate(second_pass, policy, live, (rollouts, units(weights)))
+  grads, *_ = _accumulate(second_pass, policy, live, (rollouts, units(weights)))
   return grads, metrics | padding, coefficients
 
 
@@ -202,20 +202,37 @@ def _accumulate(function, policy, keep, units):
   """Sum the gradients of `function(policy, unit)` over the units that count.
 
   They are those of what is trained, see `lora.split`. Layers that run unrolled are
-  unstacked here, once, so that each has a sum of its own.
+  unstacked here, once, so that each has a sum of its own. Each shard of the batch adds
+  up its own where it can, and all of them are added up once.
+
+  Args:
+    function: also returns metrics, and what is kept of a unit's rows.
+    policy: pi_theta.
+    keep: bool[units, b].
+    units: tree of [units, b, ...].
+
+  Returns:
+    the gradient, the metrics' sums, and what was kept, [units, b, ...].
   """
-  unroll = policy.config.unroll
-  trained, frozen = lora.split(policy.unstack() if unroll else policy)
-  gradient_of = jax.grad(
-    lambda trained, unit: function(lora.join(trained, frozen), unit), has_aux=True)
-  unit_gradient = _where_live(lambda unit: gradient_of(trained, unit))
+  def accumulated(policy, keep, units):
+    unroll = policy.config.unroll
+    trained, frozen = lora.split(policy.unstack() if unroll else policy)
+    gradient_of = jax.grad(
+      lambda trained, unit: function(lora.join(trained, frozen), unit), has_aux=True)
+    unit_gradient = _where_live(lambda unit: gradient_of(trained, unit))
 
-  def body(total, unit):
-    grads, aux = unit_gradient(unit)
-    return jax.tree.map(jnp.add, total, grads), aux
+    def body(total, unit):
+      grads, aux = unit_gradient(unit)
+      return jax.tree.map(jnp.add, total, grads), aux
 
-  total, aux = jax.lax.scan(body, jax.tree.map(jnp.zeros_like, trained), (keep, units))
-  return total.stack() if unroll else total, aux
+    total, (metrics, kept) = jax.lax.scan(
+      body, jax.tree.map(jnp.zeros_like, trained), (keep, units))
+    total = total.stack() if unroll else total
+    return *sharding.total((total, jax.tree.map(jnp.sum, metrics))), kept
+
+  whole, rows = PartitionSpec(), PartitionSpec(None, sharding.BATCH)
+  return sharding.by_shard(accumulated, (whole, rows, rows), (whole, whole, rows))(
+    policy, keep, units)
 
 
 def _where_live(function):

@@ -182,11 +182,11 @@ def joined(tree):
 
 
 def constrain_batch(x):
-  """Keep an activation [B, ...] split along B only; a no-op outside of `_mesh`.
+  """Keep an activation [B, ...] split along B only; a no-op outside of `around`.
 
   Without it XLA may follow a parameter's fsdp axis into the activations.
   """
-  if set(BATCH) <= set(_mesh().axis_names):
+  if set(BATCH) <= set(around().axis_names):
     where = PartitionSpec(BATCH, *([PartitionSpec.UNCONSTRAINED] * (x.ndim - 1)))
     return jax.lax.with_sharding_constraint(x, where)
   return x
@@ -211,13 +211,13 @@ def placement(shape: tuple[int, ...], logical: tuple, mesh) -> NamedSharding:
 
 
 def spec(x, *logical: str | None) -> PartitionSpec | None:
-  """Return how `placement` splits an activation; None outside of `_mesh`."""
-  mesh = _mesh()
+  """Return how `placement` splits an activation; None outside of `around`."""
+  mesh = around()
   known = set(AXES) <= set(mesh.axis_names)
   return placement(x.shape, logical, mesh).spec if known else None
 
 
-def _mesh():
+def around():
   """Return the mesh in context; an empty one within `by_shard`, as without any."""
   mesh = jax.sharding.get_abstract_mesh()
   within = AxisType.Manual in mesh.axis_types
@@ -225,7 +225,7 @@ def _mesh():
 
 
 def constrain(x, *logical: str | None):
-  """Place an activation as `placement` says; a no-op outside of `_mesh`."""
+  """Place an activation as `placement` says; a no-op outside of `around`."""
   where = spec(x, *logical)
   return x if where is None else jax.lax.with_sharding_constraint(x, where)
 
@@ -247,7 +247,7 @@ def constrain_residual(x, sequence: bool):
   With `sequence`, what a block keeps for its backward pass is as many times smaller
   as the tensor axis is long; XLA gathers it where heads or MLP columns are split.
   """
-  mesh = _mesh()
+  mesh = around()
   if not sequence or x.shape[-2] % mesh.shape.get('tensor', 1):
     return constrain_batch(x)
   return constrain(x, 'batch', *[None] * (x.ndim - 3), 'sequence', None)
@@ -257,21 +257,28 @@ def by_shard(function, given: tuple, found: tuple):
   """Return a function that each shard of the batch runs by itself, where it can.
 
   It can where a mesh splits nothing but the batch and every device has all weights: a
-  loop then ends for each shard when its own rows are done, and no step waits for the
-  slowest device. Elsewhere this is the function itself.
+  loop then ends for each shard when its own rows are done, no step waits for the
+  slowest device, and what is summed over all (`total`) is so once, at the end.
+  Elsewhere this is the function itself.
 
   Args:
     function: of and to trees of arrays.
     given: a PartitionSpec for each argument, or a tree of them.
     found: for its results, likewise.
   """
-  shape = _mesh().shape
+  shape = around().shape
   if shape.get('data', 1) == 1 or any(shape.get(axis, 1) > 1 for axis in AXES[1:]):
     return function
   return jax.shard_map(function, in_specs=given, out_specs=found, check_vma=False)
 
 
+def total(tree):
+  """Return sums over the shards within `by_shard`; the tree itself elsewhere."""
+  within = AxisType.Manual in jax.sharding.get_abstract_mesh().axis_types
+  return jax.lax.psum(tree, 'data') if within else tree
+
+
 def batch_shards(mesh: Mesh | None = None) -> int:
-  """Return into how many parts a mesh splits the batch; default: the one in context."""
-  shape = (jax.sharding.get_abstract_mesh() if mesh is None else mesh).shape
+  """Return into how many parts a mesh splits the batch; default: the one `around`."""
+  shape = (around() if mesh is None else mesh).shape
   return math.prod(shape.get(axis, 1) for axis in BATCH)

@@ -97,7 +97,7 @@ def on_mesh(function, queries: Array, own: blockwise.Keys,
     function: see `blockwise.attend`.
     queries, own, prompt, window: its arguments, of all devices.
   """
-  mesh = jax.sharding.get_abstract_mesh()
+  mesh = sharding.around()
   if not set(sharding.AXES) <= set(mesh.axis_names) or mesh.size == 1:
     return function(queries, own, prompt, window=window)
   shape, heads = queries.shape, queries.shape[3]
