@@ -87,7 +87,7 @@ def ours(shape: shapes.Shape, fields: dict, micro_prompts: int, chunk: int,
     prompt_buckets=(width,), unroll=fields['unroll'], mesh_shape=resharding.layout(
       (), mesh, batch, samples, shapes.our_config(fields, new),
       policy.platform_of(mesh)))
-  step, state = update.program(shape, fields, micro_prompts)
+  step, state = update.program(shape, fields, micro_prompts, devices=devices)
   state = jax.device_put(state, sharding.replicated(mesh))
   task, tokenizer = _task(), shapes.Words(fields['vocab_size'])
   clock, seeds = phases.Phases(None), itertools.count()

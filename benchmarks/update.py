@@ -1,6 +1,6 @@
 """Tokens per second of one update, beside a plain torch update of the same policy.
 
-python -m benchmarks.update [--shape=W1,W2] [--reps=5] [--json=FILE]
+python -m benchmarks.update [--shape=W1,W2] [--devices=1] [--reps=5] [--json=FILE]
 
 Both take one AdamW step, behind a clip of the gradient's norm, on B prompts x K
 responses of N tokens, accumulating the gradient over microbatches, in float32: we with
@@ -23,6 +23,8 @@ def main() -> None:
   """Time what the command line asks for."""
   args = timing.parser(__doc__, {
     'micro_prompts': ('1,2', 'groups to a microbatch of ours'),
+    'devices': ('1', 'devices that share each of our microbatches; a CPU shows one '
+                'a core'),
     'torch_micro': ('4,8,16', 'sequences to a microbatch of torch')}).parse_args()
 
   def contest(name: str):
@@ -34,8 +36,12 @@ def main() -> None:
               + shapes.forward_flops(policy, rows, width, new, new))
     whole = shapes.forward_flops(policy, rows, 0, width + new, new + 1)
     entries = [
-      timing.Entry(timing.OURS, f'micro_prompts={micro}', ours, (shape, fields, micro),
-                   3 * shared) for micro in divisors(args.micro_prompts, batch)]
+      timing.Entry(timing.OURS, f'micro_prompts={micro}' + (
+        f', {devices} devices' if devices > 1 else ''), ours,
+        (shape, fields, micro, devices), 3 * shared)
+      for micro in divisors(args.micro_prompts, batch)
+      for devices in map(int, args.devices.split(","))
+      if micro % devices == 0]
     entries += [
       timing.Entry('torch', f'{micro} sequences', theirs, (shape, fields, micro),
                    3 * whole) for micro in divisors(args.torch_micro, rows)]
@@ -52,7 +58,8 @@ def divisors(values: str, whole: int) -> list[int]:
   return found
 
 
-def program(shape: shapes.Shape, fields: dict, micro_prompts: int, pack: int = 1):
+def program(shape: shapes.Shape, fields: dict, micro_prompts: int, pack: int = 1,
+            devices: int = 1):
   """Return our update, as `train` compiles it, and a fresh TrainState.
 
   Args:
@@ -60,11 +67,20 @@ def program(shape: shapes.Shape, fields: dict, micro_prompts: int, pack: int = 1
     fields: of the PolicyConfig.
     micro_prompts: groups to a microbatch.
     pack: see `microbatch.UpdateConfig`.
+    devices: of the mesh on which it is called.
   """
   import jax
   import jax.numpy as jnp
 
-  from lpo_jax import compilation, microbatch, objective, optimizer, types, update
+  from lpo_jax import (
+    compilation,
+    cores,
+    microbatch,
+    objective,
+    optimizer,
+    types,
+    update,
+  )
   from lpo_jax import policy as policies
 
   config = shapes.our_config(fields, shape.new_tokens)
@@ -77,7 +93,8 @@ def program(shape: shapes.Shape, fields: dict, micro_prompts: int, pack: int = 1
     transform, optimizer.schedule(settings),
     microbatch.UpdateConfig(micro_prompts=micro_prompts, pack=pack,
                             logprob_chunk=chunk)),
-    donate_argnums=0, compiler_options=compilation.of_an_update(jax.default_backend()))
+    donate_argnums=0, compiler_options=compilation.of_an_update(
+      jax.default_backend(), split=devices >= cores.count()))
   params = jax.jit(lambda key: policies.Policy(config, key))(jax.random.key(0))
   return step, types.TrainState(jnp.int32(0), params, transform.init(params),
                                 jnp.int32(0))
@@ -118,10 +135,20 @@ def check_taken(metrics) -> None:
   assert float(metrics['actor/useful_frac']) == 1, 'the update was skipped'
 
 
-def ours(shape: shapes.Shape, fields: dict, micro_prompts: int):
+def ours(shape: shapes.Shape, fields: dict, micro_prompts: int, devices: int = 1):
   """Build our update; each side is imported in its own process only."""
-  once = repeated(*program(shape, fields, micro_prompts),
-                  groups(shape, fields['vocab_size']))
+  import jax
+
+  from lpo_jax import sharding
+
+  mesh = sharding.make_mesh((devices, 1, 1))
+  step, state = program(shape, fields, micro_prompts, devices=devices)
+  taken = repeated(step, jax.device_put(state, sharding.replicated(mesh)),
+                   sharding.shard_batch(groups(shape, fields['vocab_size']), mesh))
+
+  def once():
+    with jax.set_mesh(mesh):
+      return taken()
 
   def check(metrics):
     check_taken(metrics)
