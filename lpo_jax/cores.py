@@ -2,7 +2,8 @@
 
 XLA runs the small batched products of decoding on one core each, and splits the larger
 ones over all, which wait for each other. Given a device a core, every core decodes rows
-of its own and seldom waits. An update is made of large products and gains nothing.
+of its own and seldom waits. An update gains less, and only if asked: `mesh.shape=C,1,1`
+also splits it over C cores, each of which then multiplies alone (`compilation`).
 """
 
 import os

@@ -74,5 +74,8 @@ def test_an_update_on_a_cpu_has_eigens_products_and_small_blocks(monkeypatch):
     return compiled.as_text()
 
   assert '__ynn' in product() and '__ynn' not in product(**options)
+  alone = compilation.of_an_update('cpu', split=True)
+  assert alone == options | {'xla_cpu_multi_thread_eigen': False}
+  assert '__ynn' not in product(**alone)
   monkeypatch.setitem(compilation._UPDATE_ON_A_CPU, 'xla_no_such_option', '1')
   assert compilation.of_an_update('cpu') == options

@@ -181,6 +181,16 @@ def test_shards_loop_by_themselves_where_every_device_has_all_weights(shape, alo
   assert sharding.by_shard(turns, (None,), None) is turns
 
 
+@pytest.mark.parametrize('shape', [(4, 1, 1), (2, 2, 1)])
+def test_a_total_is_of_all_shards_by_themselves_or_not(shape):
+  mesh = sharding.make_mesh(shape)
+  with jax.set_mesh(mesh):
+    rows = sharding.shard_batch(np.arange(8, dtype=np.float32), mesh)
+    total = sharding.by_shard(lambda x: sharding.total({'sum': x.sum()}),
+                              (sharding.spec(rows, 'batch'),), PartitionSpec())
+    assert float(jax.jit(total)(rows)['sum']) == 28
+
+
 # A policy on a mesh: what is split, what is copied, and that the result is the same.
 
 _MESHED = dict(heads=8, kv_heads=2, vocab_size=96, width=16, mlp_width=32)
