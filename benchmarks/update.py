@@ -40,8 +40,10 @@ def main() -> None:
         f', {devices} devices' if devices > 1 else ''), ours,
         (shape, fields, micro, devices), 3 * shared)
       for micro in divisors(args.micro_prompts, batch)
-      for devices in map(int, args.devices.split(","))
-      if micro % devices == 0]
+      for devices in map(int, args.devices.split(',')) if micro % devices == 0]
+    if not entries:
+      raise SystemExit(f'none of --micro_prompts={args.micro_prompts} splits over '
+                       f'--devices={args.devices}')
     entries += [
       timing.Entry('torch', f'{micro} sequences', theirs, (shape, fields, micro),
                    3 * whole) for micro in divisors(args.torch_micro, rows)]
@@ -74,7 +76,6 @@ def program(shape: shapes.Shape, fields: dict, micro_prompts: int, pack: int = 1
 
   from lpo_jax import (
     compilation,
-    cores,
     microbatch,
     objective,
     optimizer,
@@ -94,7 +95,7 @@ def program(shape: shapes.Shape, fields: dict, micro_prompts: int, pack: int = 1
     microbatch.UpdateConfig(micro_prompts=micro_prompts, pack=pack,
                             logprob_chunk=chunk)),
     donate_argnums=0, compiler_options=compilation.of_an_update(
-      jax.default_backend(), split=devices >= cores.count()))
+      jax.default_backend(), devices))
   params = jax.jit(lambda key: policies.Policy(config, key))(jax.random.key(0))
   return step, types.TrainState(jnp.int32(0), params, transform.init(params),
                                 jnp.int32(0))

@@ -13,22 +13,31 @@ import hashlib
 import os
 import pathlib
 import platform
+import warnings
 
 import jax
+
+from lpo_jax import cores
 
 FOLDER = '.compiled'
 LEAST_S = 0.5  # programs that compile faster are not kept
 _UPDATE_ON_A_CPU = {
   'xla_cpu_experimental_ynn_fusion_type': '',  # products by Eigen, not by YNNPACK
+}
+_ON_A_CORE = {  # besides, where each core is a device
+  'xla_cpu_multi_thread_eigen': False,
   'xla_multiheap_size_constraint_per_heap': str(3 * 2**24),  # bytes of temporaries
 }
+_NOT_KEPT = 'Error writing persistent compilation cache .*Multiple temp buffer'
 
 
 def keep(workdir: str) -> str:
   """Keep compiled programs beside `workdir`; return the folder.
 
-  Does nothing where a cache is set already, and returns that.
+  Does nothing where a cache is set already, and returns that. JAX is not to warn of
+  programs for a core, which cannot be kept, see `of_an_update`.
   """
+  warnings.filterwarnings('ignore', _NOT_KEPT, UserWarning)
   if jax.config.jax_compilation_cache_dir:
     return jax.config.jax_compilation_cache_dir
   options = _options(os.path.dirname(os.path.abspath(workdir)))
@@ -48,22 +57,26 @@ def shared(folder: str) -> dict[str, str]:
           for name, value in _options(os.path.abspath(folder)).items()}
 
 
-def of_an_update(platform: str, split: bool = False) -> dict[str, str | bool]:
+def of_an_update(platform: str, devices: int = 1) -> dict[str, str | bool]:
   """Return `compiler_options` of `jax.jit` for an update.
 
   On a CPU: YNNPACK, which XLA takes where it is not told otherwise, is the faster for
-  the few rows of decoding, Eigen for an update's thousand. And temporaries lie in
-  several blocks: glibc maps one of more than 64 MiB anew at every call, whatever
-  `allocator` says. Options that this XLA does not know are left out.
+  the few rows of decoding, Eigen for an update's thousand. Options that this XLA does
+  not know are left out.
 
   Args:
     platform: of the devices.
-    split: there is a device for each core; its products then need no other core, and
-      none waits for another within them.
+    devices: that share the update. Where that is one for each of several cores, its
+      products need no other core, and none waits for another within them. And its
+      temporaries lie in several blocks: glibc maps one of more than 64 MiB anew at
+      every call, whatever `allocator` says, for which cores would wait, too. XLA
+      cannot store such a program, so each start compiles it again.
   """
   if platform != 'cpu':
     return {}
-  options = _UPDATE_ON_A_CPU | ({'xla_cpu_multi_thread_eigen': False} if split else {})
+  options = _UPDATE_ON_A_CPU
+  if 1 < devices >= cores.count():
+    options = options | _ON_A_CORE
   return {name: value for name, value in options.items() if _is_known(name, value)}
 
 

@@ -8,8 +8,9 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import serialize_executable
 
-from lpo_jax import compilation
+from lpo_jax import compilation, cores
 
 ROOT = pathlib.Path(__file__).parents[1]
 SCRIPT = '''
@@ -62,9 +63,9 @@ def test_a_cache_that_is_set_stays(tmp_path):
   assert folder == own and not (tmp_path / '.compiled').exists()
 
 
-def test_an_update_on_a_cpu_has_eigens_products_and_small_blocks(monkeypatch):
+def test_an_update_on_a_cpu_has_eigens_products(monkeypatch):
   options = compilation.of_an_update('cpu')
-  assert len(options) == 2 and not compilation.of_an_update('tpu')
+  assert len(options) == 1 and not compilation.of_an_update('tpu')
   x = jnp.asarray(np.random.default_rng(0).normal(size=(256, 256)), jnp.float32)
 
   def product(**more):
@@ -74,8 +75,20 @@ def test_an_update_on_a_cpu_has_eigens_products_and_small_blocks(monkeypatch):
     return compiled.as_text()
 
   assert '__ynn' in product() and '__ynn' not in product(**options)
-  alone = compilation.of_an_update('cpu', split=True)
-  assert alone == options | {'xla_cpu_multi_thread_eigen': False}
+  monkeypatch.setattr(cores, 'count', lambda: 2)
+  alone = compilation.of_an_update('cpu', 2)
+  assert len(alone) == 3 and alone == alone | options | {
+    'xla_cpu_multi_thread_eigen': False}
   assert '__ynn' not in product(**alone)
   monkeypatch.setitem(compilation._UPDATE_ON_A_CPU, 'xla_no_such_option', '1')
   assert compilation.of_an_update('cpu') == options
+
+
+def test_an_update_with_large_temporaries_can_be_kept():
+  size = 4096  # 64 MiB, twice: more than XLA stores where they are to lie in blocks
+  compiled = jax.jit(
+    lambda x: jnp.sum((y := jnp.sin(x[:, None] + x[None])) @ jnp.cos(y @ y)),
+    compiler_options=compilation.of_an_update('cpu')).lower(
+      jax.ShapeDtypeStruct((size,), jnp.float32)).compile()
+  assert compiled.memory_analysis().temp_size_in_bytes > 2 * 4 * size**2 - 1
+  assert serialize_executable.serialize(compiled)[0]
