@@ -76,6 +76,7 @@ def program(shape: shapes.Shape, fields: dict, micro_prompts: int, pack: int = 1
 
   from lpo_jax import (
     compilation,
+    cores,
     microbatch,
     objective,
     optimizer,
@@ -95,7 +96,7 @@ def program(shape: shapes.Shape, fields: dict, micro_prompts: int, pack: int = 1
     microbatch.UpdateConfig(micro_prompts=micro_prompts, pack=pack,
                             logprob_chunk=chunk)),
     donate_argnums=0, compiler_options=compilation.of_an_update(
-      jax.default_backend(), devices))
+      jax.default_backend(), cores.are_devices(devices)))
   params = jax.jit(lambda key: policies.Policy(config, key))(jax.random.key(0))
   return step, types.TrainState(jnp.int32(0), params, transform.init(params),
                                 jnp.int32(0))

@@ -17,8 +17,6 @@ import warnings
 
 import jax
 
-from lpo_jax import cores
-
 FOLDER = '.compiled'
 LEAST_S = 0.5  # programs that compile faster are not kept
 _UPDATE_ON_A_CPU = {
@@ -57,7 +55,7 @@ def shared(folder: str) -> dict[str, str]:
           for name, value in _options(os.path.abspath(folder)).items()}
 
 
-def of_an_update(platform: str, devices: int = 1) -> dict[str, str | bool]:
+def of_an_update(platform: str, on_cores: bool = False) -> dict[str, str | bool]:
   """Return `compiler_options` of `jax.jit` for an update.
 
   On a CPU: YNNPACK, which XLA takes where it is not told otherwise, is the faster for
@@ -66,17 +64,15 @@ def of_an_update(platform: str, devices: int = 1) -> dict[str, str | bool]:
 
   Args:
     platform: of the devices.
-    devices: that share the update. Where that is one for each of several cores, its
-      products need no other core, and none waits for another within them. And its
+    on_cores: it is shared by a device for each core, see `cores.are_devices`. Its
+      products then need no other core, and none waits for another within them. And its
       temporaries lie in several blocks: glibc maps one of more than 64 MiB anew at
       every call, whatever `allocator` says, for which cores would wait, too. XLA
       cannot store such a program, so each start compiles it again.
   """
   if platform != 'cpu':
     return {}
-  options = _UPDATE_ON_A_CPU
-  if 1 < devices >= cores.count():
-    options = options | _ON_A_CORE
+  options = _UPDATE_ON_A_CPU | (_ON_A_CORE if on_cores else {})
   return {name: value for name, value in options.items() if _is_known(name, value)}
 
 

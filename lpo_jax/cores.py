@@ -31,6 +31,11 @@ def offer() -> None:
     jax.config.update('jax_num_cpu_devices', count())
 
 
+def are_devices(devices: int) -> bool:
+  """Return whether so many devices of a CPU are one for each of several cores."""
+  return 1 < devices >= count()
+
+
 def split(prompts: int, samples: int) -> int:
   """Return over how many of this machine's CPU devices to split what is sampled.
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from lpo_jax import (
   build,
   compilation,
+  cores,
   objective,
   optimizer,
   policy,
@@ -45,7 +46,7 @@ class Programs:
     placement = sharding.state_shardings(shapes, parts.mesh)
     copied = sharding.replicated(parts.mesh)
     self._options = compilation.of_an_update(
-      parts.mesh.devices.flat[0].platform, parts.mesh.size)
+      parts.mesh.devices.flat[0].platform, cores.are_devices(parts.mesh.size))
     self.abstract = _placed(shapes, placement)
     self.fresh_params = jax.jit(self._fresh_params,
                                 out_shardings=lora.remove(placement.params))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import serialize_executable
 
-from lpo_jax import compilation, cores
+from lpo_jax import compilation
 
 ROOT = pathlib.Path(__file__).parents[1]
 SCRIPT = '''
@@ -75,8 +75,7 @@ def test_an_update_on_a_cpu_has_eigens_products(monkeypatch):
     return compiled.as_text()
 
   assert '__ynn' in product() and '__ynn' not in product(**options)
-  monkeypatch.setattr(cores, 'count', lambda: 2)
-  alone = compilation.of_an_update('cpu', 2)
+  alone = compilation.of_an_update('cpu', on_cores=True)
   assert len(alone) == 3 and alone == alone | options | {
     'xla_cpu_multi_thread_eigen': False}
   assert '__ynn' not in product(**alone)

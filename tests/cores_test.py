@@ -45,3 +45,10 @@ def test_rows_are_split_evenly_and_not_too_thin(monkeypatch, prompts, samples, c
                                                 expected):
   monkeypatch.setattr(cores, 'count', lambda: count)
   assert cores.split(prompts, samples) == expected  # eight devices are here
+
+
+@pytest.mark.parametrize(('devices', 'count', 'expected'), [
+  (2, 2, True), (8, 2, True), (1, 2, False), (2, 4, False), (1, 1, False)])
+def test_one_device_is_not_a_core_of_several(monkeypatch, devices, count, expected):
+  monkeypatch.setattr(cores, 'count', lambda: count)
+  assert cores.are_devices(devices) == expected
