@@ -32,7 +32,7 @@ _NOT_KEPT = 'Error writing persistent compilation cache .*Multiple temp buffer'
 def keep(workdir: str) -> str:
   """Keep compiled programs beside `workdir`; return the folder.
 
-  Does nothing where a cache is set already, and returns that. JAX is not to warn of
+  A cache that is set already stays, and is returned. Either way JAX no longer warns of
   programs for a core, which cannot be kept, see `of_an_update`.
   """
   warnings.filterwarnings('ignore', _NOT_KEPT, UserWarning)
