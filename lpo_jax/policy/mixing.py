@@ -51,14 +51,15 @@ def together(config: PolicyConfig, prompt_mask: Array, samples: int,
   """
   batch, size = prompt_mask.shape
 
-  def responses(x):  # [B, P + K N, ...] -> [B, K, N, ...]
-    return x[:, size:].reshape(len(x), samples, -1, *x.shape[2:])
+  def split(x):  # [B, P + K N, ...] -> [B, 1, P, ...], [B, K, N, ...]
+    # Not by slices, whose gradients XLA pads and adds up.
+    first, later = jax.lax.split(x, (size, x.shape[1] - size), axis=1)
+    return first[:, None], later.reshape(len(x), samples, -1, *x.shape[2:])
 
   def mixed(queries, keys, values, prompt_mask, own_mask, attend_own):
-    first, kept = whole(config, prompt_mask[:, None])(
-      *(x[:, None, :size] for x in (queries, keys, values)))
-    keys, values = (_by_head(responses(x)) for x in (keys, values))
-    later = attend_own(responses(queries), blockwise.Keys(keys, values, own_mask),
+    prompts, own = zip(*map(split, (queries, keys, values)), strict=True)
+    first, kept = whole(config, prompt_mask[:, None])(*prompts)
+    later = attend_own(own[0], blockwise.Keys(*map(_by_head, own[1:]), own_mask),
                        blockwise.Keys(*(x[:, 0] for x in kept), prompt_mask),
                        window=config.sliding_window)
     later = later.reshape(len(first), -1, *later.shape[3:])
@@ -74,7 +75,7 @@ def together(config: PolicyConfig, prompt_mask: Array, samples: int,
     if config.attention != 'xla':
       return rows.pack(attend(*padded)[0], layout), None
     # A group at a time, so that each costs what its longest response does.
-    own_mask = responses(layout.place.reshape(batch, -1) >= 0)
+    _, own_mask = split(layout.place.reshape(batch, -1) >= 0)
     found = jax.lax.map(
       lambda group: mixed(*group, functools.partial(blockwise.attend, skip=True)),
       sharding.split((*padded, prompt_mask, own_mask), batch // len(layout.place)))
