@@ -15,7 +15,6 @@ MAX_TOKENS = 1024
 MAX_DIGITS = 12
 NEGATE = 'negate'
 _PRECEDENCE = {'+': 1, '-': 1, '*': 2, '/': 2, NEGATE: 3}
-_SPACE = ' \t\r\n'
 _ALPHABET = re.compile(r'[0-9+\-*/() \t\r\n]*')
 _TOKEN = re.compile(r'[0-9]+|[-+*/()]')
 
@@ -64,10 +63,10 @@ def parse(text: str) -> Postfix | None:
 
 def _tokenize(text: str) -> list[str] | None:
   """Return the tokens of `text`; None on a foreign character or beyond the bounds."""
-  text = text.strip(_SPACE)
-  if len(text) > MAX_CHARACTERS or not _ALPHABET.fullmatch(text):
+  core = text.strip()  # of any space: the alphabet then refuses the foreign ones
+  if len(core) > MAX_CHARACTERS or not _ALPHABET.fullmatch(text):
     return None
-  tokens = _TOKEN.findall(text)
+  tokens = _TOKEN.findall(core)
   if len(tokens) > MAX_TOKENS:
     return None
   for token in tokens:
