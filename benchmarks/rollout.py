@@ -12,7 +12,7 @@ interpreter that has it; what is absent is said. Sampled tokens count, prompts d
 import dataclasses
 import itertools
 
-from benchmarks import peers, shapes, timing
+from benchmarks import peers, processes, shapes, timing
 
 
 def main() -> None:
@@ -32,14 +32,14 @@ def main() -> None:
     prefill = shapes.forward_flops(policy, 1, 0, width, 1)
     chunks = sorted({min(int(chunk), new) for chunk in args.chunk.split(',')})
     entries = [
-      timing.Entry(timing.OURS, f'chunk={chunk}', ours, (shape, fields, chunk),
-                   batch * prefill + decode) for chunk in chunks]
+      processes.Entry(processes.OURS, f'chunk={chunk}', ours, (shape, fields, chunk),
+                      batch * prefill + decode) for chunk in chunks]
     entries += [
-      timing.Entry('transformers generate', f'{cache} cache', theirs,
-                   (shape, fields, cache), rows * prefill + decode)
+      processes.Entry('transformers generate', f'{cache} cache', theirs,
+                      (shape, fields, cache), rows * prefill + decode)
       for cache in args.cache.split(',')]
     if args.tunix_python:
-      entries.append(timing.Entry(
+      entries.append(processes.Entry(
         'tunix Sampler', 'vanilla', peers.tunix_rollout, (shape, fields),
         rows * prefill + decode, args.tunix_python))
     return rows * new, entries

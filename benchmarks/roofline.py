@@ -15,7 +15,7 @@ import os
 import statistics
 import time
 
-from benchmarks import shapes, timing, update
+from benchmarks import processes, shapes, timing, update
 
 COPY_MIB = {'cpu': 256, 'cuda': 4096, 'tpu': 1024}
 
@@ -50,11 +50,12 @@ def measure(name: str, args) -> list[dict]:
   others = 0.0
   for rep in range(args.reps):
     for job in list(jobs)[::-1 if rep % 2 else 1]:
-      timing.wait_until_quiet(args.quiet_s)
-      busy, own, start = timing.busy_seconds(), time.process_time(), time.perf_counter()
+      processes.wait_until_quiet(args.quiet_s)
+      busy, own = processes.busy_seconds(), time.process_time()
+      start = time.perf_counter()
       jobs[job][0]()
       spent = time.perf_counter() - start
-      own, busy = time.process_time() - own, timing.busy_seconds() - busy
+      own, busy = time.process_time() - own, processes.busy_seconds() - busy
       others = max(others, (busy - own) / spent)
       runs[job].append(spent)
   runs['decode'] = [whole - first for whole, first in

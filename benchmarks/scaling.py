@@ -15,7 +15,7 @@ import os
 import pathlib
 import statistics
 
-from benchmarks import shapes, step, timing
+from benchmarks import processes, shapes, step, timing
 
 VARIED = {'samples': '2,4,8,16', 'prompt_width': '16,32,64,128',
           'prompts': '4,8,16,32', 'devices': '1,2,4,8'}
@@ -52,8 +52,8 @@ def measure(name: str, size: str, value: int, args) -> dict:
   if shape.prompts % devices:
     raise SystemExit(f'--devices={devices} must divide the {shape.prompts} prompts of '
                      f'{name}')
-  runner = timing.Runner(timing.Entry(
-    timing.OURS, f'{size}={value}', forced if devices > 1 else step.ours,
+  runner = processes.Runner(processes.Entry(
+    processes.OURS, f'{size}={value}', forced if devices > 1 else step.ours,
     (shape, dataclasses.asdict(policy), devices, min(args.chunk, shape.new_tokens),
      devices), step.flops(policy, shape), platform=args.platform))
   for _ in range(args.reps):

@@ -174,7 +174,8 @@ def torch_policy(fields: dict, longest: int):
   import torch
   import transformers
 
-  torch.set_num_threads(os.cpu_count())
+  torch.set_num_threads(len(os.sched_getaffinity(0))
+                        if hasattr(os, 'sched_getaffinity') else os.cpu_count())
   torch.manual_seed(0)
   policy = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(
     vocab_size=fields['vocab_size'], hidden_size=fields['width'],

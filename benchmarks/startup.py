@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 
-from benchmarks import timing
+from benchmarks import processes, timing
 
 CONFIG = 'experiments/countdown.py'
 # What a run says when it has done it: see `train`.
@@ -58,7 +58,7 @@ def measure(config: str, reps: int, quiet_s: float, folder: pathlib.Path,
     found.setdefault((what, kept), []).append(marks)
   _run(config, folder / 'warm', environment)  # what the warm ones find
   for _ in range(reps):
-    timing.wait_until_quiet(quiet_s)
+    processes.wait_until_quiet(quiet_s)
     start = time.perf_counter()
     subprocess.run([sys.executable, '-m', 'lpo_jax.main', '--help'], cwd=ROOT,
                    env=environment, stdout=subprocess.DEVNULL, check=False)
@@ -66,7 +66,7 @@ def measure(config: str, reps: int, quiet_s: float, folder: pathlib.Path,
     for kept in ('cold', 'warm'):
       if kept == 'cold':
         shutil.rmtree(folder / kept, ignore_errors=True)
-      timing.wait_until_quiet(quiet_s)
+      processes.wait_until_quiet(quiet_s)
       for what, marks in _run(config, folder / kept, environment).items():
         add(what, kept, marks)
   rows = []

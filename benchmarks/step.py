@@ -13,13 +13,14 @@ tokens count.
 import dataclasses
 import sys
 
-from benchmarks import peers, shapes, timing, update
+from benchmarks import peers, processes, shapes, timing, update
 
 
 def main() -> None:
   """Time what the command line asks for."""
   parser = timing.parser(__doc__, {
     'micro_prompts': ('1,2', 'groups to a microbatch of ours'),
+    'devices': ('1', 'devices that share our batch and each microbatch'),
     'chunk': ('32,128', 'tokens between two growths of our cache'),
     'trl_micro': ('8,16', 'sequences to a microbatch of TRL'),
     'tunix_micro': ('1,16', 'groups to a microbatch of tunix')}, shape='W1')
@@ -38,17 +39,19 @@ def main() -> None:
     fields = dataclasses.asdict(policy)
     work = flops(policy, shape)
     entries = [
-      timing.Entry(timing.OURS, f'micro_prompts={micro}, chunk={chunk}', ours,
-                   (shape, fields, micro, chunk), work)
+      processes.Entry(
+        processes.OURS, f'micro_prompts={micro}, chunk={chunk}' + update.over(devices),
+        ours, (shape, fields, micro, chunk, devices), work)
       for micro in update.divisors(args.micro_prompts, shape.prompts)
       for chunk in sorted({min(int(c), shape.new_tokens)
-                           for c in args.chunk.split(',')})]
+                           for c in args.chunk.split(',')})
+      for devices in map(int, args.devices.split(',')) if micro % devices == 0]
     wholes = {'trl': shape.prompts * shape.samples, 'tunix': shape.prompts}
     for peer, (label, build) in peers.PEERS.items():
       if pythons[peer]:
         entries += [
-          timing.Entry(label, f'microbatch={micro}', build, (shape, fields, micro),
-                       flops(policy, shape, shared=False), pythons[peer])
+          processes.Entry(label, f'microbatch={micro}', build, (shape, fields, micro),
+                          flops(policy, shape, shared=False), pythons[peer])
           for micro in update.divisors(getattr(args, f'{peer}_micro'), wholes[peer])]
     return shape.prompts * shape.samples * shape.new_tokens, entries
 

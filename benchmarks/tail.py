@@ -17,7 +17,7 @@ import dataclasses
 import itertools
 import statistics
 
-from benchmarks import shapes, timing, update
+from benchmarks import processes, shapes, timing, update
 
 _LOADS, _LONGER = 4, 2  # of a shape's prompts, and than its responses
 _PEAK = 'peak'
@@ -47,8 +47,8 @@ def _rows(name: str, args, job: str, ways: dict) -> list[dict]:
   """Return what each way to do a job takes; repetitions alternate."""
   fields = dataclasses.asdict(shapes.policy_config(name))
   shape = shapes.SHAPES[name]
-  runners = {way: timing.Runner(timing.Entry(
-    timing.OURS, way, build, (shape, fields, *more), 0.0, platform=args.platform))
+  runners = {way: processes.Runner(processes.Entry(
+    processes.OURS, way, build, (shape, fields, *more), 0.0, platform=args.platform))
     for way, (build, more) in ways.items()}
   for rep in range(args.reps):
     for runner in [*runners.values()][::-1 if rep % 2 else 1]:

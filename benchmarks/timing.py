@@ -1,9 +1,8 @@
 """Two sides of one job on one machine: who does what, when, and how fast.
 
-Every entry lives in a process of its own, loaded once, so that its peak memory is its
-own and nothing is shared but the device. Repetitions alternate, each begins when the
-machine is quiet, and the median counts. Speeds stand beside the device's matmul peak in
-the shape's type, measured between the same repetitions.
+Every entry lives in processes of its own (`processes`). Repetitions alternate, each
+begins when the machine is quiet, and the median counts. Speeds stand beside the
+device's matmul peak in the shape's type, measured between the same repetitions.
 """
 
 import argparse
@@ -11,155 +10,19 @@ import dataclasses
 import importlib.metadata
 import importlib.util
 import json
-import multiprocessing
 import os
 import pathlib
 import platform
-import resource
-import socket
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
-from multiprocessing import connection
-from typing import NamedTuple
 
 from benchmarks import shapes
+from benchmarks.processes import Entry, Runner
 
-QUIET_CORES = 0.15  # busy cores below which the machine is quiet
 DISTURBED_CORES = 0.25  # cores used by others above which a table says so
 MATMULS, MATMUL_SIZE = 8, {'cpu': 2048, 'cuda': 8192, 'tpu': 8192}
-OURS = 'lpo_jax'
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-  """One way to do the job."""
-
-  side: str  # OURS or a peer's name
-  setting: str  # what distinguishes it from the side's other entries
-  build: Callable  # a module's function: args -> (do it once, check what it returned)
-  args: tuple
-  flops: float  # of doing it once
-  python: str = ''  # interpreter that has what a peer needs; '' for this one
-  platform: str = 'cpu'  # of JAX: cpu, cuda, tpu
-
-
-class Repetition(NamedTuple):
-  """One timed repetition."""
-
-  seconds: float
-  others: float  # cores that other processes used meanwhile
-  peak_mib: float  # largest resident size of the entry's process so far
-  found: object = None  # by the entry's check
-
-
-class Runner:
-  """An entry in its process, waiting to be told to run."""
-
-  def __init__(self, entry: Entry):
-    """Start the process, load the entry and run it once, so that all is compiled."""
-    self.entry, self.repetitions = entry, []
-    self._pipe, self._wait = _spawn(entry)
-    self._run()
-
-  def repeat(self, quiet_s: float) -> float:
-    """Wait for a quiet machine, run once and keep the Repetition; return seconds."""
-    wait_until_quiet(quiet_s)
-    self.repetitions.append(self._run())
-    return self.repetitions[-1].seconds
-
-  def close(self) -> None:
-    """End the process."""
-    self._pipe.close()
-    self._wait()
-
-  def _run(self) -> Repetition:
-    before = busy_seconds()
-    try:
-      self._pipe.send('run')
-      seconds, own, busy, peak_mib, found = self._pipe.recv()
-    except (EOFError, OSError):
-      side = f'{self.entry.side} ({self.entry.setting})'
-      raise SystemExit(f'{side} failed: see above') from None
-    return Repetition(seconds, max(0.0, (busy - before - own) / seconds), peak_mib,
-                      found)
-
-
-def _spawn(entry: Entry):
-  """Start an entry's process; return our end of its pipe and what waits for its end."""
-  if not entry.python:
-    context = multiprocessing.get_context('spawn')
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, entry), daemon=True)
-    process.start()
-    theirs.close()
-    return ours, process.join
-  ours, theirs = socket.socketpair()
-  root = str(pathlib.Path(__file__).parents[1])
-  process = subprocess.Popen(
-    [entry.python, '-c',
-     f'from benchmarks import timing; timing.serve({theirs.fileno()})'],
-    pass_fds=[theirs.fileno()], env=os.environ | {'PYTHONPATH': root},
-    stdout=sys.stderr)
-  theirs.close()
-  pipe = connection.Connection(ours.detach())
-  try:
-    pipe.send(entry)
-  except OSError:
-    raise SystemExit(f'{entry.side}: {entry.python} did not start: see above') from None
-  return pipe, process.wait
-
-
-def serve(file: int) -> None:
-  """Serve the entry that comes first through a socket: a peer's own interpreter."""
-  pipe = connection.Connection(file)
-  _serve(pipe, pipe.recv())
-  os._exit(0)  # a peer's loop may wait in a thread for a step that will not come
-
-
-def _serve(pipe, entry: Entry) -> None:
-  """Do the job once for every message, until the pipe closes."""
-  os.environ['JAX_PLATFORMS'] = entry.platform  # all sides on the same device
-  os.environ['XLA_PYTHON_CLIENT_PREALLOCATE'] = 'false'  # which they share
-  if entry.side == OURS:
-    from lpo_jax import allocator, cores
-
-    allocator.keep_freed_memory()  # as `lpo_jax.main` does, and
-    cores.offer()
-  once, check = entry.build(*entry.args)
-  while True:
-    try:
-      pipe.recv()
-    except EOFError:
-      return
-    own, start = time.process_time(), time.perf_counter()
-    result = once()
-    seconds, own = time.perf_counter() - start, time.process_time() - own
-    busy = busy_seconds()
-    found = check(result)
-    kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    pipe.send((seconds, own, busy, kib / 1024, found))
-
-
-def busy_seconds() -> float:
-  """Return the CPU seconds all processes have used; 0 where Linux does not say."""
-  if not os.path.exists('/proc/stat'):
-    return 0.0
-  with open('/proc/stat') as file:
-    user, nice, system, _, _, *interrupts = map(int, file.readline().split()[1:8])
-  return (user + nice + system + sum(interrupts)) / os.sysconf('SC_CLK_TCK')
-
-
-def wait_until_quiet(limit_s: float) -> None:
-  """Return after 0.4 s in which hardly anything ran, or after `limit_s`."""
-  deadline, calm = time.perf_counter() + limit_s, 0
-  while calm < 2 and time.perf_counter() < deadline:
-    busy, start = busy_seconds(), time.perf_counter()
-    time.sleep(0.2)
-    cores = (busy_seconds() - busy) / (time.perf_counter() - start)
-    calm = calm + 1 if cores < QUIET_CORES else 0
 
 
 def matmuls(dtype: str, platform: str):
@@ -217,7 +80,7 @@ def run(job: str, args, contest: Callable[[str], tuple[int, list[Entry]]],
   for name in names:
     tokens, entries = contest(name)
     entries = [dataclasses.replace(entry, platform=args.platform) for entry in entries
-               if with_torch or entry.side == OURS or entry.python]
+               if with_torch or entry.ours or entry.python]
     rows += _time(name, tokens, entries, args.reps, args.quiet_s)
   print(table(job, rows), footer(args, rows), sep='\n')
   write(args, job, rows, **more)
@@ -286,8 +149,10 @@ def _time(shape: str, tokens: int, entries: list[Entry], reps: int, quiet_s: flo
       'peak_memory_mib': max(r.peak_mib for r in found),
       'others_cores': max(r.others for r in [*found, *peak.repetitions]),
       'runs_s': [r.seconds for r in found]})
-  for row in rows[1:]:
-    rows[0][f'over {row["side"]}'] = rows[0]['tokens_per_s'] / row['tokens_per_s']
+  mine = [row for row, runner in zip(rows, runners, strict=True) if runner.entry.ours]
+  for own in mine:
+    own |= {f'over {row["side"]}': own['tokens_per_s'] / row['tokens_per_s']
+            for row in rows if row not in mine}
   for runner in [*runners, peak]:
     runner.close()
   return rows

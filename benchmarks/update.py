@@ -1,17 +1,18 @@
 """Tokens per second of one update, beside a plain torch update of the same policy.
 
-python -m benchmarks.update [--shape=W1,W2] [--devices=1] [--reps=5] [--json=FILE]
+python -m benchmarks.update [--shape=W1,W2] [--devices=1] [--teams=1] [--json=FILE]
 
 Both take one AdamW step, behind a clip of the gradient's norm, on B prompts x K
 responses of N tokens, accumulating the gradient over microbatches, in float32: we with
 LPO (forward KL, token clip 0.2), torch with GRPO's clipped loss. The peer needs
 `pip install torch`; without it only our rows are printed. B K (P + N) tokens count on
-both sides, although we compute each prompt once for its K responses.
+both sides, although we compute each prompt once for its K responses. With --teams=2
+both sides also run as two processes, each on a core, that add up their gradients.
 """
 
 import dataclasses
 
-from benchmarks import shapes, timing
+from benchmarks import processes, shapes, timing
 
 LEARNING_RATE = 1e-4
 TOKEN_CLIP = 0.2
@@ -25,7 +26,10 @@ def main() -> None:
     'micro_prompts': ('1,2', 'groups to a microbatch of ours'),
     'devices': ('1', 'devices that share each of our microbatches; a CPU shows one '
                 'a core'),
+    'teams': ('1', 'processes of ours, and of torch, that share an update, each on '
+              'a core'),
     'torch_micro': ('4,8,16', 'sequences to a microbatch of torch')}).parse_args()
+  teams = [team for team in _numbers(args.teams) if team > 1]
 
   def contest(name: str):
     shape, policy = shapes.SHAPES[name], shapes.policy_config(name)
@@ -35,26 +39,44 @@ def main() -> None:
     shared = (shapes.forward_flops(policy, batch, 0, width, 0)
               + shapes.forward_flops(policy, rows, width, new, new))
     whole = shapes.forward_flops(policy, rows, 0, width + new, new + 1)
+    ways = [(devices, 1) for devices in _numbers(args.devices)]  # devices, processes
+    ways += [(team, team) for team in teams]
     entries = [
-      timing.Entry(timing.OURS, f'micro_prompts={micro}' + (
-        f', {devices} devices' if devices > 1 else ''), ours,
-        (shape, fields, micro, devices), 3 * shared)
+      _entry(processes.OURS, f'micro_prompts={micro}' + over(devices // team), ours,
+             (shape, fields, micro, devices), 3 * shared, team)
       for micro in divisors(args.micro_prompts, batch)
-      for devices in map(int, args.devices.split(',')) if micro % devices == 0]
+      for devices, team in ways if micro % devices == 0]
     if not entries:
       raise SystemExit(f'none of --micro_prompts={args.micro_prompts} splits over '
-                       f'--devices={args.devices}')
+                       f'--devices={args.devices} or --teams={args.teams}')
     entries += [
-      timing.Entry('torch', f'{micro} sequences', theirs, (shape, fields, micro),
-                   3 * whole) for micro in divisors(args.torch_micro, rows)]
+      _entry('torch', f'{micro} sequences', theirs, (shape, fields, micro), 3 * whole,
+             team) for team in [1, *teams]
+      for micro in divisors(args.torch_micro, rows // team)]
     return rows * (width + new), entries
 
   timing.run('update', args, contest)
 
 
+def _entry(side: str, setting: str, build, args: tuple, flops: float,
+           team: int) -> processes.Entry:
+  """Return an entry; a team's is a side of its own."""
+  side += f', {team} processes' if team > 1 else ''
+  return processes.Entry(side, setting, build, args, flops, processes=team)
+
+
+def over(devices: int) -> str:
+  """Return what a setting says of its devices."""
+  return f', {devices} devices' if devices > 1 else ''
+
+
+def _numbers(values: str) -> list[int]:
+  return [int(value) for value in values.split(',')]
+
+
 def divisors(values: str, whole: int) -> list[int]:
   """Return the values that divide `whole`, at least 1 of them."""
-  found = [int(value) for value in values.split(',') if whole % int(value) == 0]
+  found = [value for value in _numbers(values) if whole % value == 0]
   if not found:
     raise SystemExit(f'none of {values} divides {whole}')
   return found
@@ -137,16 +159,19 @@ def check_taken(metrics) -> None:
   assert float(metrics['actor/useful_frac']) == 1, 'the update was skipped'
 
 
-def ours(shape: shapes.Shape, fields: dict, micro_prompts: int, devices: int = 1):
+def ours(shape: shapes.Shape, fields: dict, micro_prompts: int, devices: int = 1,
+         member: processes.Member | None = None):
   """Build our update; each side is imported in its own process only."""
   import jax
 
-  from lpo_jax import sharding
+  from lpo_jax import hosts, sharding
 
+  if member:
+    hosts.join(member.address, member.count, member.index)
   mesh = sharding.make_mesh((devices, 1, 1))
   step, state = program(shape, fields, micro_prompts, devices=devices)
   taken = repeated(step, jax.device_put(state, sharding.replicated(mesh)),
-                   sharding.shard_batch(groups(shape, fields['vocab_size']), mesh))
+                   hosts.place(groups(shape, fields['vocab_size']), mesh))
 
   def once():
     with jax.set_mesh(mesh):
@@ -159,7 +184,8 @@ def ours(shape: shapes.Shape, fields: dict, micro_prompts: int, devices: int = 1
   return once, check
 
 
-def theirs(shape: shapes.Shape, fields: dict, micro: int):
+def theirs(shape: shapes.Shape, fields: dict, micro: int,
+           member: processes.Member | None = None):
   """Build the torch update: fused AdamW, fused attention, only the needed logits."""
   import torch
 
@@ -172,6 +198,11 @@ def theirs(shape: shapes.Shape, fields: dict, micro: int):
                          response.reshape(rows, new)], 1).long().to(policy.device)
   advantages = torch.randn(rows, 1, generator=torch.Generator().manual_seed(2))
   advantages = advantages.to(policy.device)
+  if member:
+    torch.distributed.init_process_group('gloo', f'tcp://{member.address}',
+                                         rank=member.index, world_size=member.count)
+    sequences, advantages = (x[member.index::member.count]
+                             for x in (sequences, advantages))
 
   def once():
     optimizer.zero_grad(set_to_none=True)
@@ -186,6 +217,8 @@ def theirs(shape: shapes.Shape, fields: dict, micro: int):
       loss = -torch.minimum(ratio * advantage, clipped * advantage).mean()
       (loss * (micro / rows)).backward()
       total = total + loss.detach()
+    if member:
+      _add_up([parameter.grad for parameter in policy.parameters()])
     torch.nn.utils.clip_grad_norm_(policy.parameters(), CLIP_NORM)
     optimizer.step()
     if policy.device.type == 'cuda':
@@ -197,6 +230,17 @@ def theirs(shape: shapes.Shape, fields: dict, micro: int):
     assert logprobs.shape == (micro, new) and torch.isfinite(total)
 
   return once, check
+
+
+def _add_up(grads: list) -> None:
+  """Add up a torch team's gradients, as one message."""
+  import torch
+
+  whole = torch.cat([grad.view(-1) for grad in grads])
+  torch.distributed.all_reduce(whole)
+  sizes = [grad.numel() for grad in grads]
+  for grad, total in zip(grads, whole.split(sizes), strict=True):
+    grad.copy_(total.view_as(grad))
 
 
 if __name__ == '__main__':

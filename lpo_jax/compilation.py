@@ -23,7 +23,6 @@ _UPDATE_ON_A_CPU = {
   'xla_cpu_experimental_ynn_fusion_type': '',  # products by Eigen, not by YNNPACK
 }
 _ON_A_CORE = {  # besides, where each core is a device
-  'xla_cpu_multi_thread_eigen': False,
   'xla_multiheap_size_constraint_per_heap': str(3 * 2**24),  # bytes of temporaries
 }
 _NOT_KEPT = 'Error writing persistent compilation cache .*Multiple temp buffer'
@@ -65,10 +64,9 @@ def of_an_update(platform: str, on_cores: bool = False) -> dict[str, str | bool]
   Args:
     platform: of the devices.
     on_cores: it is shared by a device for each core, see `cores.are_devices`. Its
-      products then need no other core, and none waits for another within them. And its
-      temporaries lie in several blocks: glibc maps one of more than 64 MiB anew at
-      every call, whatever `allocator` says, for which cores would wait, too. XLA
-      cannot store such a program, so each start compiles it again.
+      temporaries then lie in several blocks: glibc maps one of more than 64 MiB anew at
+      every call, whatever `allocator` says. XLA cannot store such a program, so each
+      start compiles it again.
   """
   if platform != 'cpu':
     return {}

@@ -3,7 +3,8 @@
 XLA runs the small batched products of decoding on one core each, and splits the larger
 ones over all, which wait for each other. Given a device a core, every core decodes rows
 of its own and seldom waits. An update gains less, and only if asked: `mesh.shape=C,1,1`
-also splits it over C cores, each of which then multiplies alone (`compilation`).
+also splits it over C devices. XLA splits the large products of each over all cores all
+the same; only a process that is kept on one core multiplies alone.
 """
 
 import os

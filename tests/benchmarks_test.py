@@ -11,6 +11,7 @@ import pytest
 from benchmarks import (
   peers,
   performance,
+  processes,
   roofline,
   scaling,
   shapes,
@@ -102,9 +103,9 @@ def test_a_run_says_when_it_takes_its_first_steps(tmp_path):
 
 
 def test_an_entry_runs_in_an_interpreter_of_its_own():
-  entry = timing.Entry('matmul', '', timing.matmuls, ('float32', 'cpu'), 1.0,
-                       python=sys.executable)
-  runner = timing.Runner(entry)
+  entry = processes.Entry('matmul', '', timing.matmuls, ('float32', 'cpu'), 1.0,
+                          python=sys.executable)
+  runner = processes.Runner(entry)
   assert runner.repeat(0) > 0
   runner.close()
 

@@ -76,8 +76,7 @@ def test_an_update_on_a_cpu_has_eigens_products(monkeypatch):
 
   assert '__ynn' in product() and '__ynn' not in product(**options)
   alone = compilation.of_an_update('cpu', on_cores=True)
-  assert len(alone) == 3 and alone.items() > options.items()
-  assert alone['xla_cpu_multi_thread_eigen'] is False
+  assert len(alone) == 2 and alone.items() > options.items()
   assert '__ynn' not in product(**alone)
   monkeypatch.setitem(compilation._UPDATE_ON_A_CPU, 'xla_no_such_option', '1')
   assert compilation.of_an_update('cpu') == options
