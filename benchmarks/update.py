@@ -169,6 +169,7 @@ def ours(shape: shapes.Shape, fields: dict, micro_prompts: int, devices: int = 1
   if member:
     hosts.join(member.address, member.count, member.index)
   mesh = sharding.make_mesh((devices, 1, 1))
+  hosts.check_mesh(mesh)
   step, state = program(shape, fields, micro_prompts, devices=devices)
   taken = repeated(step, jax.device_put(state, sharding.replicated(mesh)),
                    hosts.place(groups(shape, fields['vocab_size']), mesh))

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import sys
 import time
 import types
@@ -19,6 +20,7 @@ from benchmarks import (
   step,
   tail,
   timing,
+  update,
 )
 
 TINY = ['--shape=tiny', '--quiet_s=0', '--reps=1']
@@ -108,6 +110,44 @@ def test_an_entry_runs_in_an_interpreter_of_its_own():
   runner = processes.Runner(entry)
   assert runner.repeat(0) > 0
   runner.close()
+
+
+def told(member=None):
+  """Build a job of a team: to say on which core which member is."""
+  cores = sorted(os.sched_getaffinity(0))
+  return (lambda: (member.index, member.count, cores)), lambda result: result
+
+
+def test_a_team_has_a_process_on_each_core():
+  entry = processes.Entry('peer', '', told, (), 1.0, processes=2)
+  runner = processes.Runner(entry)
+  assert runner.repeat(0) > 0
+  (index, count, cores), = (one.found for one in runner.repetitions)
+  runner.close()
+  assert (index, count) == (0, 2) and cores == [min(os.sched_getaffinity(0))]
+  first, second = processes._members(entry)
+  assert first.member.address == second.member.address and second.member.index == 1
+
+
+def test_a_team_is_a_side_of_its_own_in_an_update(monkeypatch):
+  def entries(*flags):
+    found = []
+    monkeypatch.setattr(sys, 'argv', ['update', *TINY, *flags])
+    monkeypatch.setattr(timing, 'run', lambda job, args, contest: found.extend(
+      contest('tiny')[1]))
+    update.main()
+    return [(entry.side, entry.setting, entry.args[2:], entry.processes)
+            for entry in found]
+
+  assert entries('--micro_prompts=1,2', '--devices=1,2', '--teams=2',
+                 '--torch_micro=4') == [
+    ('lpo_jax', 'micro_prompts=1', (1, 1), 1),
+    ('lpo_jax', 'micro_prompts=2', (2, 1), 1),
+    ('lpo_jax', 'micro_prompts=2, 2 devices', (2, 2), 1),
+    ('lpo_jax, 2 processes', 'micro_prompts=2', (2, 2), 2),
+    ('torch', '4 sequences', (4,), 1), ('torch, 2 processes', '4 sequences', (4,), 2)]
+  with pytest.raises(SystemExit, match='--micro_prompts=1 splits over --devices=2'):
+    entries('--micro_prompts=1', '--devices=2')
 
 
 def test_a_loop_does_one_step_when_it_is_told_to():
