@@ -143,13 +143,14 @@ def _serve(pipe, entry: Entry) -> None:
   os.environ['JAX_PLATFORMS'] = entry.platform  # all sides on the same device
   os.environ['XLA_PYTHON_CLIENT_PREALLOCATE'] = 'false'  # which they share
   if entry.member:
-    cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {cores[entry.member.index % len(cores)]})
+    here = cores()
+    os.sched_setaffinity(0, {here[entry.member.index % len(here)]})
   if entry.ours:
-    from lpo_jax import allocator, cores
+    from lpo_jax import allocator
+    from lpo_jax import cores as devices
 
     allocator.keep_freed_memory()  # as `lpo_jax.main` does, and
-    cores.offer()
+    devices.offer()
   team = {'member': entry.member} if entry.member else {}
   once, check = entry.build(*entry.args, **team)
   while True:
@@ -164,6 +165,11 @@ def _serve(pipe, entry: Entry) -> None:
     found = check(result)
     kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     pipe.send((seconds, own, busy, kib / 1024, found))
+
+
+def cores() -> list[int]:
+  """Return the cores that a process can be kept on; none where it cannot."""
+  return sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_setaffinity') else []
 
 
 def busy_seconds() -> float:

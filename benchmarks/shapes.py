@@ -16,6 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from benchmarks import processes
+
 
 class Shape(NamedTuple):
   """B prompts of P tokens, K responses of exactly N tokens each."""
@@ -174,8 +176,7 @@ def torch_policy(fields: dict, longest: int):
   import torch
   import transformers
 
-  torch.set_num_threads(len(os.sched_getaffinity(0))
-                        if hasattr(os, 'sched_getaffinity') else os.cpu_count())
+  torch.set_num_threads(len(processes.cores()) or os.cpu_count())
   torch.manual_seed(0)
   policy = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(
     vocab_size=fields['vocab_size'], hidden_size=fields['width'],

@@ -30,6 +30,9 @@ def main() -> None:
               'a core'),
     'torch_micro': ('4,8,16', 'sequences to a microbatch of torch')}).parse_args()
   teams = [team for team in _numbers(args.teams) if team > 1]
+  if max(teams, default=0) > len(processes.cores()):
+    raise SystemExit(f'--teams={args.teams}: processes can be kept on '
+                     f'{len(processes.cores())} cores here; ask for no more')
 
   def contest(name: str):
     shape, policy = shapes.SHAPES[name], shapes.policy_config(name)

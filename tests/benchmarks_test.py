@@ -139,6 +139,7 @@ def test_a_team_is_a_side_of_its_own_in_an_update(monkeypatch):
     return [(entry.side, entry.setting, entry.args[2:], entry.processes)
             for entry in found]
 
+  monkeypatch.setattr(processes, 'cores', lambda: [0, 1])
   assert entries('--micro_prompts=1,2', '--devices=1,2', '--teams=2',
                  '--torch_micro=4') == [
     ('lpo_jax', 'micro_prompts=1', (1, 1), 1),
@@ -146,6 +147,9 @@ def test_a_team_is_a_side_of_its_own_in_an_update(monkeypatch):
     ('lpo_jax', 'micro_prompts=2, 2 devices', (2, 2), 1),
     ('lpo_jax, 2 processes', 'micro_prompts=2', (2, 2), 2),
     ('torch', '4 sequences', (4,), 1), ('torch, 2 processes', '4 sequences', (4,), 2)]
+  monkeypatch.setattr(processes, 'cores', lambda: [0])
+  with pytest.raises(SystemExit, match='--teams=1,2: processes can be kept on 1 cores'):
+    entries('--micro_prompts=2', '--teams=1,2')
   with pytest.raises(SystemExit, match='--micro_prompts=1 splits over --devices=2'):
     entries('--micro_prompts=1', '--devices=2')
 

@@ -77,6 +77,7 @@ def test_an_update_on_a_cpu_has_eigens_products(monkeypatch):
   assert '__ynn' in product() and '__ynn' not in product(**options)
   alone = compilation.of_an_update('cpu', on_cores=True)
   assert len(alone) == 2 and alone.items() > options.items()
+  assert alone['xla_multiheap_size_constraint_per_heap'] == '50331648'
   assert '__ynn' not in product(**alone)
   monkeypatch.setitem(compilation._UPDATE_ON_A_CPU, 'xla_no_such_option', '1')
   assert compilation.of_an_update('cpu') == options
